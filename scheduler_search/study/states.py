@@ -1,0 +1,117 @@
+"""The states of a study and the values that its record is made of.
+
+Knows: which state may follow which, and what is recorded of a stage, a trial and a decision. Does not know: where it is
+recorded (``storage``) or how a candidate is chosen (``search``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from types import MappingProxyType
+from typing import Literal
+
+from scheduler_search.study.definition import StudyDefinition
+
+
+class StudyState(Enum):
+    """Where a study stands. A coordinator that was killed leaves its study ``running``."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    FINISHED = "finished"
+
+    def may_become(self, other: StudyState) -> bool:
+        """Whether ``other`` may follow; staying in a state is always allowed."""
+        return other is self or other in TRANSITIONS[self]
+
+
+TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = MappingProxyType(
+    {
+        StudyState.QUEUED: frozenset({StudyState.RUNNING, StudyState.FAILED, StudyState.INTERRUPTED}),
+        StudyState.RUNNING: frozenset({StudyState.INTERRUPTED, StudyState.FAILED, StudyState.FINISHED}),
+        StudyState.INTERRUPTED: frozenset({StudyState.QUEUED, StudyState.RUNNING, StudyState.FAILED}),
+        StudyState.FAILED: frozenset({StudyState.QUEUED, StudyState.RUNNING}),
+        StudyState.FINISHED: frozenset(),
+    }
+)
+
+TrialState = Literal["running", "complete"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a stage decided.
+
+    Args:
+        stage: 0-based index of the stage in its study.
+        name: of the stage, as reports print it (``layer 3``).
+        candidate: index of the chosen value in the stage's domain.
+        parameter: name of what was searched (``keep_rate``, ``k``).
+        value: the chosen value of the parameter.
+        keep_rates: of all decoder layers, with this decision and all earlier ones.
+        score: mean score on the search split, in [0, 1].
+        objective: score less the penalty of the chosen value.
+    """
+
+    stage: int
+    name: str
+    candidate: int
+    parameter: str
+    value: float
+    keep_rates: tuple[float, ...]
+    score: float
+    objective: float
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One candidate of a stage; the four figures are None while it is running.
+
+    Args:
+        number: 0-based, in the order in which the candidates were asked for.
+        candidate: index of the value in the stage's domain.
+        score: mean score on the search split.
+        difference: mean paired difference to the stage's anchor on the same samples.
+        variance: of that mean difference.
+        objective: score less the penalty.
+    """
+
+    number: int
+    candidate: int
+    keep_rates: tuple[float, ...]
+    evaluation_key: str
+    state: TrialState = "running"
+    score: float | None = None
+    difference: float | None = None
+    variance: float | None = None
+    objective: float | None = None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage as recorded; ``id`` is its identity in the database, ``domain_digest`` is over its candidates in order."""
+
+    id: int
+    index: int
+    name: str
+    domain_digest: str
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """One study as recorded; ``error`` is the reason of a failed state. Times are the database's clock, in UTC."""
+
+    id: int
+    name: str
+    digest: str
+    definition: StudyDefinition
+    state: StudyState
+    error: str | None
+    created: datetime
+    changed: datetime
