@@ -1,0 +1,42 @@
+# Every target makes .venv and installs what it needs first, from nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# `constraints.txt` pins torch; without it pip would fetch the newest build with several GB of CUDA packages.
+
+.PHONY: quickstart test test-fast lint format bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.search: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --upgrade pip
+	$(PIP) --editable '.[search]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.search
+	$(PIP) --group dev
+	touch $@
+
+quickstart: $(VENV)/.search
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/quickstart.sh
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) quickstart build dist *.egg-info
