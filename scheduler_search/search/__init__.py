@@ -1,0 +1,46 @@
+"""The search: which candidate is tried next, and which one is decided on.
+
+Knows: G-Search, P-Sigmoid, their stages, the surrogate model and the baselines. Does not know: databases, clocks,
+models or data; it is told scores and returns candidates. Importing it loads neither torch nor Optuna; ``sampler_for``
+does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from scheduler_search.search.algorithm import Algorithm, algorithm_for
+from scheduler_search.search.g_search import GSearch
+from scheduler_search.search.observation import Observation, decide, observe
+from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
+from scheduler_search.search.stage import CANDIDATE, Candidate, Stage
+from scheduler_search.search.surrogate import suggest
+
+if TYPE_CHECKING:
+    from scheduler_search.search.sampler import sampler_for
+
+__all__ = [
+    "CANDIDATE",
+    "Algorithm",
+    "Candidate",
+    "GSearch",
+    "MeanKeepRate",
+    "Observation",
+    "PSigmoid",
+    "PrefillFlops",
+    "Stage",
+    "algorithm_for",
+    "decide",
+    "observe",
+    "sampler_for",
+    "suggest",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import Optuna only for those who ask for its samplers."""
+    if name == "sampler_for":
+        from scheduler_search.search.sampler import sampler_for
+
+        return sampler_for
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

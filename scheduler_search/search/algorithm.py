@@ -1,0 +1,89 @@
+"""What every search algorithm is: a pure function from the decisions so far to the next stage.
+
+Knows: the protocol, and how the settings of a study become an algorithm. Does not know: trials, scores, samplers,
+databases or clocks; two calls with equal decisions give equal stages, which is what makes a study resumable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from scheduler_search.schedule.cost import ModelShape, mean_prefill_flops
+from scheduler_search.schedule.families import step, uniform
+from scheduler_search.search.g_search import GSearch
+from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
+from scheduler_search.search.stage import Stage
+from scheduler_search.study.definition import StudyDefinition
+from scheduler_search.study.sections import FlopsBudget, ScheduleBudget, SearchSection
+from scheduler_search.study.states import Decision
+from scheduler_search.study.values import SplitDescription
+
+
+class Algorithm(Protocol):
+    """A search as a sequence of stages. Only the ``value`` of a decision is read."""
+
+    @property
+    def stages(self) -> int:
+        """Number of stages at most; a search can end earlier."""
+
+    def next_stage(self, decisions: Sequence[Decision]) -> Stage | None:
+        """The stage that follows ``decisions`` (one per finished stage, in order); None where the search is over."""
+
+    def final(self, decisions: Sequence[Decision]) -> tuple[float, ...]:
+        """Keep rates of all decoder layers under ``decisions``; layers not decided yet hold the last decided rate."""
+
+
+def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, split: SplitDescription) -> Algorithm:
+    """The algorithm that a study asks for.
+
+    Args:
+        layers: L, decoder layers of the model.
+        shape: of the model, for budgets in FLOPs.
+        split: the search split.
+
+    Raises:
+        SearchError: the settings do not fit the model or the split.
+        ScheduleError: the budget cannot be reached.
+    """
+    search = definition.search
+    if search.algorithm == "g-search":
+        return GSearch(
+            layers=layers,
+            max_vision_tokens=max(split.vision_tokens),
+            first_layer=search.first_layer,
+            stride=search.stride,
+            penalty=search.penalty,
+            initial=search.initial,
+            iterations=search.iterations,
+        )
+    return PSigmoid(
+        layers=layers,
+        first_layer=search.first_layer,
+        budget=_budget(search, layers, shape, split),
+        shape=shape,
+        vision_tokens=split.vision_tokens,
+        text_tokens=split.text_tokens,
+        initial=search.initial,
+        iterations=search.iterations,
+    )
+
+
+def _budget(
+    search: SearchSection, layers: int, shape: ModelShape, split: SplitDescription
+) -> MeanKeepRate | PrefillFlops:
+    budget = search.budget
+    if isinstance(budget, FlopsBudget):
+        return PrefillFlops(budget.tflops * 1e12)
+    if isinstance(budget, ScheduleBudget):
+        rates = _other_schedule(budget, layers, search.first_layer)
+        return PrefillFlops(mean_prefill_flops(shape, rates, split.vision_tokens, split.text_tokens))
+    assert budget is not None  # the section requires one of p-sigmoid
+    return MeanKeepRate(budget)
+
+
+def _other_schedule(budget: ScheduleBudget, layers: int, first_layer: int) -> tuple[float, ...]:
+    if budget.family == "uniform":
+        return uniform(layers, budget.keep, first_layer)
+    assert budget.layer is not None  # the section requires one of a step
+    return step(layers, budget.layer, budget.keep)

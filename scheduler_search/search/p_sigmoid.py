@@ -1,0 +1,154 @@
+"""P-Sigmoid: one steepness k for the keep rates of all layers, at a given budget.
+
+Knows: seed 003, section 3.3 and equation 3, and the fixed grid of k. Does not know: how a candidate is scored, or in
+which order candidates are tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from scheduler_search.errors import SearchError
+from scheduler_search.schedule.budget import sigmoid_rates_for_flops
+from scheduler_search.schedule.cost import ModelShape, mean_prefill_flops
+from scheduler_search.schedule.counts import keep_counts
+from scheduler_search.schedule.families import sigmoid
+from scheduler_search.search.stage import Candidate, Stage
+from scheduler_search.study.states import Decision
+
+GRID = 257
+
+# Neighbouring layers are at least 1/2 from the midpoint, so beyond this k the rates differ from their limit by less
+# than e^-512: no keep count can change any more.
+_LIMIT = 1024.0
+_BISECTIONS = 30
+
+
+@dataclass(frozen=True)
+class MeanKeepRate:
+    """A budget as the mean keep rate over [first, L]: b of seed 003, equation 3."""
+
+    rate: float
+
+
+@dataclass(frozen=True)
+class PrefillFlops:
+    """A budget as mean prefill FLOPs over the search split; never exceeded (seed 003, sections 4.3 and 9.1)."""
+
+    flops: float
+
+
+@dataclass(frozen=True)
+class PSigmoid:
+    """The one-parameter search of seed 003 (section 3.3), on a finite grid.
+
+    k runs over ``GRID`` values from 0 up to where the keep counts stop changing, uniform in log(1 + k). Values with
+    equal keep counts for every sample are one candidate, the smallest k standing for it. Candidates are ordered by
+    mean prefill FLOPs, then by k. The anchor is k = 0, the uniform schedule; it is one of the ``initial`` trials.
+
+    Args:
+        layers: L, decoder layers.
+        first_layer: first reduced layer, 1-based.
+        shape: of the model, for FLOPs.
+        vision_tokens: N of every sample of the search split.
+        text_tokens: prompt tokens that are not vision tokens, of every sample.
+        initial: uniform trials, the anchor counted.
+        iterations: T, trials of expected improvement.
+    """
+
+    layers: int
+    first_layer: int
+    budget: MeanKeepRate | PrefillFlops
+    shape: ModelShape
+    vision_tokens: tuple[int, ...]
+    text_tokens: tuple[int, ...]
+    initial: int = 10
+    iterations: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse a split without vision tokens: every k would be the same schedule."""
+        if not any(self.vision_tokens):
+            raise SearchError("the search split must have vision tokens", place="p-sigmoid")
+
+    @property
+    def stages(self) -> int:
+        """Number of stages at most."""
+        return 1
+
+    def next_stage(self, decisions: Sequence[Decision]) -> Stage | None:
+        """The only stage; None once it is decided."""
+        return None if decisions else self._stage
+
+    def final(self, decisions: Sequence[Decision]) -> tuple[float, ...]:
+        """Keep rates of all layers at the decided k; those of k = 0 before the decision."""
+        value = decisions[0].value if decisions else 0.0
+        for candidate in self._stage.candidates:
+            if candidate.value == value:
+                return candidate.keep_rates
+        raise SearchError("the decided k must be one of the stage's candidates", actual=value, place=self._stage.name)
+
+    @cached_property
+    def _stage(self) -> Stage:
+        candidates = self._candidates()
+        return Stage(
+            index=0,
+            name="sigmoid-k",
+            parameter="k",
+            candidates=candidates,
+            anchor=next(index for index, candidate in enumerate(candidates) if candidate.value == 0.0),
+            initial=max(self.initial - 1, 0),
+            iterations=self.iterations,
+        )
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        steepest = self._steepest()
+        distinct: dict[tuple[int, ...], Candidate] = {}
+        for k in _grid(steepest):
+            rates = self._rates(k)
+            feature = math.log1p(k) / math.log1p(steepest) if steepest else 0.0
+            distinct.setdefault(self._counts(rates), Candidate(k, rates, 0.0, min(feature, 1.0)))
+        return tuple(sorted(distinct.values(), key=lambda candidate: (self._cost(candidate), candidate.value)))
+
+    def _steepest(self) -> float:
+        """The smallest k found, by halving and bisection, from which on the counts are those of the limit."""
+        limit = self._counts(self._rates(_LIMIT))
+        if self._counts(self._rates(0.0)) == limit:
+            return 0.0
+        low, high = 0.0, _LIMIT
+        while high > 2.0**-20 and self._counts(self._rates(high / 2)) == limit:
+            high /= 2
+        low = high / 2
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            if self._counts(self._rates(middle)) == limit:
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _rates(self, k: float) -> tuple[float, ...]:
+        if isinstance(self.budget, MeanKeepRate):
+            return sigmoid(self.layers, self.budget.rate, k, self.first_layer)
+        return sigmoid_rates_for_flops(
+            self.shape, k, self.budget.flops, self.vision_tokens, self.text_tokens, self.first_layer
+        )
+
+    def _counts(self, rates: Sequence[float]) -> tuple[int, ...]:
+        return tuple(count for tokens in self._distinct for count in keep_counts(rates, tokens))
+
+    def _cost(self, candidate: Candidate) -> float:
+        return mean_prefill_flops(self.shape, candidate.keep_rates, self.vision_tokens, self.text_tokens)
+
+    @cached_property
+    def _distinct(self) -> tuple[int, ...]:
+        return tuple(sorted(set(self.vision_tokens)))
+
+
+def _grid(steepest: float) -> Iterator[float]:
+    """``GRID`` values of k from 0 to ``steepest``, uniform in log(1 + k)."""
+    end = math.log1p(steepest)
+    for index in range(GRID):
+        yield steepest if index == GRID - 1 else math.expm1(end * index / (GRID - 1))
