@@ -1,0 +1,73 @@
+"""What can change a score besides rule and keep counts, as one inspectable value, and its digest.
+
+Knows: the ingredients of the evaluation key that an executor is responsible for. Does not know: how they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import torch
+
+from scheduler_search.evaluation.metrics import Metric
+from scheduler_search.evaluation.models import LoadedModel
+from scheduler_search.evaluation.prompts import Prompt
+from scheduler_search.evaluation.scoring import SCORING_VERSION, Mode
+
+_LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
+
+
+def model_context(loaded: LoadedModel, prompt: Prompt) -> dict[str, object]:
+    """Weights, revision, processor, prompt, and how and where the model runs."""
+    return {
+        "weights": loaded.weights,
+        "files": loaded.files,
+        "revision": loaded.revision,
+        "processor": [type(loaded.processor).__name__, type(loaded.processor.image_processor).__name__],
+        "prompt": prompt.identity,
+        "dtype": dtype_name(loaded),
+        "attention": attention_name(loaded),
+        "device": device_kind(loaded.device),
+    }
+
+
+def software_context(threads: int) -> dict[str, object]:
+    """Library versions and thread count, which decide the order of floating-point sums."""
+    return {
+        "scoring": SCORING_VERSION,
+        "threads": threads,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def data_context(
+    *, split_digest: str, chunk_size: int, metric: Metric, mode: Mode, max_new_tokens: int, end_tokens: object
+) -> dict[str, object]:
+    """Data, chunk layout, metric, and generation settings; a single prefill has none but itself."""
+    generation: Mapping[str, object] = {"mode": mode}
+    if mode == "generate":
+        generation = {"mode": mode, "max_new_tokens": max_new_tokens, "end_tokens": end_tokens}
+    return {
+        "data": split_digest,
+        "chunk_size": chunk_size,
+        "metric": [metric.name, metric.version],
+        "generation": dict(generation),
+    }
+
+
+def dtype_name(loaded: LoadedModel) -> str:
+    """``float32`` and the like, of the loaded weights."""
+    return str(loaded.model.dtype).removeprefix("torch.")
+
+
+def attention_name(loaded: LoadedModel) -> str:
+    """The attention implementation in use."""
+    return str(loaded.model.config._attn_implementation)
+
+
+def device_kind(device: torch.device) -> str:
+    """What decides which kernels run: the model of the accelerator, or the vector instructions of the CPU."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}"
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
