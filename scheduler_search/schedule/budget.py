@@ -3,10 +3,10 @@
 Knows: how to invert a cost that grows with a rate. Does not know: what a rate does to accuracy.
 
 Keep counts are whole tokens, so that cost is a step function of the rate, and an exact solution rarely exists. The
-convention: rates on a grid of 2^24 equal steps from ``low`` to ``high``; the answer is the largest of them whose cost does
-not exceed the target. It is at most 2^-24 below the end of its step, and the same on every machine that computes the same
-costs. A target below the cost at ``low`` is out of reach; so is one above the cost at ``high``: a budget that nobody could
-spend is a mistake in the budget.
+convention: rates on a grid of 2^24 equal steps from ``low`` to ``high``; the answer is the largest of them whose cost
+does not exceed the target. It is at most 2^-24 below the end of its step, and the same on every machine that computes
+the same costs. A target below the cost at ``low`` is out of reach; so is one above the cost at ``high``: a budget that
+nobody could spend is a mistake in the budget.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def uniform_rates_for_flops(
     text_tokens: Sequence[int],
     first: int = 3,
 ) -> tuple[float, ...]:
-    """Rates of ``families.uniform`` whose mean prefill FLOPs over the samples are the largest up to ``target_flops``."""
+    """Rates of ``families.uniform`` whose mean prefill FLOPs are the largest that do not exceed ``target_flops``."""
     return family_rates_for_flops(
         lambda rate: uniform(shape.decoder.layers, rate, first), shape, target_flops, vision_tokens, text_tokens
     )
