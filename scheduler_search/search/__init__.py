@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from scheduler_search.search.algorithm import Algorithm, algorithm_for
+from scheduler_search.search.baselines import Baseline, baselines
 from scheduler_search.search.g_search import GSearch
 from scheduler_search.search.observation import Observation, decide, observe
 from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CANDIDATE",
     "Algorithm",
+    "Baseline",
     "Candidate",
     "GSearch",
     "MeanKeepRate",
@@ -30,6 +32,7 @@ __all__ = [
     "PrefillFlops",
     "Stage",
     "algorithm_for",
+    "baselines",
     "decide",
     "observe",
     "sampler_for",
