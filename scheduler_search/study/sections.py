@@ -230,7 +230,7 @@ _ONLY_FOR = {
 
 
 class SearchSection(Section):
-    """The algorithm and its settings; ``stride`` and ``penalty`` say nothing for p-sigmoid, g-search has no ``budget``."""
+    """The algorithm and its settings; p-sigmoid does not use ``stride`` and ``penalty``, g-search has no ``budget``."""
 
     algorithm: Literal["g-search", "p-sigmoid"] = "g-search"
     first_layer: Annotated[int, Field(ge=2)] = 3

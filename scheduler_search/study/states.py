@@ -91,10 +91,15 @@ class TrialRecord:
     variance: float | None = None
     objective: float | None = None
 
+    @property
+    def finished(self) -> bool:
+        """Whether the four figures are recorded."""
+        return self.state == "complete"
+
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage as recorded; ``id`` is its identity in the database, ``domain_digest`` is over its candidates in order."""
+    """One stage as recorded; ``id`` is its row in the database, ``domain_digest`` is over its candidates in order."""
 
     id: int
     index: int

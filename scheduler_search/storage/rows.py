@@ -1,0 +1,146 @@
+"""From rows to the records that the other packages see, and back.
+
+Knows: how a value is laid out in rows. Does not know: transactions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from scheduler_search.errors import DatabaseError
+from scheduler_search.rule import Rule
+from scheduler_search.schedule.values import Reduction
+from scheduler_search.storage.tables import (
+    DecisionLayerRow,
+    DecisionRow,
+    EvaluationLayerRow,
+    EvaluationRow,
+    StageRow,
+    StudyRow,
+    TrialLayerRow,
+    TrialRow,
+)
+from scheduler_search.study.canonical import canonical_json
+from scheduler_search.study.definition import StudyDefinition
+from scheduler_search.study.states import Decision, StageRecord, StudyRecord, StudyState, TrialRecord
+
+_Layer = TypeVar("_Layer", DecisionLayerRow, TrialLayerRow)
+
+
+def study_record(row: StudyRow) -> StudyRecord:
+    """The study that a row holds."""
+    return StudyRecord(
+        id=row.id,
+        name=row.name,
+        digest=row.digest,
+        definition=StudyDefinition.from_json(row.definition, f"the study database, study {row.name!r}"),
+        state=StudyState(row.state),
+        error=row.error,
+        created=_utc(row.created),
+        changed=_utc(row.changed),
+    )
+
+
+def stage_record(row: StageRow) -> StageRecord:
+    """The stage that a row holds, with its decision."""
+    decision = None if row.decision is None else _decision(row, row.decision)
+    return StageRecord(row.id, row.stage, row.name, row.domain_digest, decision)
+
+
+def _decision(stage: StageRow, row: DecisionRow) -> Decision:
+    return Decision(
+        stage=stage.stage,
+        name=stage.name,
+        candidate=row.candidate,
+        parameter=row.parameter,
+        value=row.value,
+        keep_rates=tuple(layer.keep_rate for layer in row.layers),
+        score=row.score,
+        objective=row.objective,
+    )
+
+
+def decision_row(stage: StageRow, decision: Decision) -> DecisionRow:
+    """The row of a decision."""
+    require_finite(value=decision.value, score=decision.score, objective=decision.objective)
+    return DecisionRow(
+        stage_id=stage.id,
+        candidate=decision.candidate,
+        parameter=decision.parameter,
+        value=decision.value,
+        score=decision.score,
+        objective=decision.objective,
+        layers=layer_rows(DecisionLayerRow, decision.keep_rates),
+    )
+
+
+def trial_record(row: TrialRow) -> TrialRecord:
+    """The trial that a row holds."""
+    return TrialRecord(
+        number=row.number,
+        candidate=row.candidate,
+        keep_rates=tuple(layer.keep_rate for layer in row.layers),
+        evaluation_key=row.evaluation_key,
+        state="complete" if row.state == "complete" else "running",
+        score=row.score,
+        difference=row.difference,
+        variance=row.variance,
+        objective=row.objective,
+    )
+
+
+def evaluation_row(key: str, split: str, split_digest: str, reduction: Reduction, chunks: int) -> EvaluationRow:
+    """The row of an evaluation without scores."""
+    return EvaluationRow(
+        key=key,
+        split=split,
+        split_digest=split_digest,
+        chunks=chunks,
+        rule=canonical_json(reduction.rule.to_document()),
+        entry_rule=_rule_text(reduction.entry_rule),
+        vision_rule=_rule_text(reduction.vision.rule if reduction.vision else None),
+        layers=list(_evaluation_layers(reduction)),
+    )
+
+
+def _evaluation_layers(reduction: Reduction) -> Iterator[EvaluationLayerRow]:
+    places: Mapping[str, Sequence[float]] = {
+        "decoder": reduction.keep_rates,
+        "vision": reduction.vision.keep_rates if reduction.vision else (),
+    }
+    for place, rates in places.items():
+        for layer, rate in enumerate(rates, start=1):
+            yield EvaluationLayerRow(place=place, layer=layer, keep_rate=rate)
+
+
+def layer_rows(kind: type[_Layer], keep_rates: Sequence[float]) -> list[_Layer]:
+    """One row per decoder layer, counted from 1."""
+    return [kind(layer=layer, keep_rate=rate) for layer, rate in enumerate(keep_rates, start=1)]
+
+
+def require_finite(**figures: float) -> None:
+    """Refuse NaN, which SQL databases store as null or not at all, and infinities."""
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise DatabaseError(f"the recorded {name} must be a finite number", actual=value)
+
+
+def require_scores(scores: Sequence[float], place: str) -> None:
+    """Refuse a chunk without samples and scores outside [0, 1]."""
+    if not scores:
+        raise DatabaseError("a chunk must hold at least one score", place=place)
+    for score in scores:
+        if not 0.0 <= score <= 1.0:
+            raise DatabaseError("a score must lie in [0, 1]", actual=score, place=place)
+
+
+def _rule_text(rule: Rule | None) -> str | None:
+    return None if rule is None else canonical_json(rule.to_document())
+
+
+def _utc(time: datetime) -> datetime:
+    # SQLite has no time zones: CURRENT_TIMESTAMP is UTC and comes back without one.
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -1,0 +1,186 @@
+"""Our tables. They lie beside Optuna's (``studies``, ``trials``, ...) in one database and share no name with them.
+
+Knows: columns, keys and constraints. Does not know: who reads or writes them (``database``).
+
+Layers are counted from 1, as everywhere outside Python sequences. Times are the database's clock, in UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import CheckConstraint, DateTime, Double, ForeignKey, MetaData, String, Text, UniqueConstraint, func
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from scheduler_search.study.states import StudyState
+
+SCHEMA_VERSION = 1
+
+_NAMES = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+_STATES = ", ".join(f"'{state.value}'" for state in StudyState)
+
+
+def _owner(column: str, *, primary_key: bool = False) -> Mapped[int]:
+    return mapped_column(ForeignKey(column, ondelete="CASCADE"), primary_key=primary_key)
+
+
+def _now() -> Mapped[datetime]:
+    return mapped_column(DateTime(timezone=True), server_default=func.now())
+
+
+class Table(DeclarativeBase):
+    """Base of our tables."""
+
+    metadata = MetaData(naming_convention=_NAMES)
+
+
+class VersionRow(Table):
+    """One row: the version of this schema."""
+
+    __tablename__ = "scheduler_search_version"
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+class StudyRow(Table):
+    """A study: its definition as JSON text, and where it stands."""
+
+    __tablename__ = "search_studies"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(100), unique=True)
+    digest: Mapped[str] = mapped_column(String(71))
+    definition: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16), default=StudyState.QUEUED.value)
+    error: Mapped[str | None] = mapped_column(Text)
+    created: Mapped[datetime] = _now()
+    changed: Mapped[datetime] = _now()
+    __table_args__ = (CheckConstraint(f"state IN ({_STATES})", name="state"),)
+
+
+class StageRow(Table):
+    """A one-dimensional sub-search of a study; its decision is there once it is decided."""
+
+    __tablename__ = "search_stages"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _owner("search_studies.id")
+    stage: Mapped[int]
+    name: Mapped[str] = mapped_column(String(100))
+    domain_digest: Mapped[str] = mapped_column(String(71))
+    created: Mapped[datetime] = _now()
+    decision: Mapped[DecisionRow | None] = relationship(lazy="selectin")
+    __table_args__ = (UniqueConstraint("study_id", "stage"),)
+
+
+class DecisionRow(Table):
+    """What a stage decided."""
+
+    __tablename__ = "search_decisions"
+    stage_id: Mapped[int] = _owner("search_stages.id", primary_key=True)
+    candidate: Mapped[int]
+    parameter: Mapped[str] = mapped_column(String(100))
+    value: Mapped[float] = mapped_column(Double)
+    score: Mapped[float] = mapped_column(Double)
+    objective: Mapped[float] = mapped_column(Double)
+    decided: Mapped[datetime] = _now()
+    layers: Mapped[list[DecisionLayerRow]] = relationship(lazy="selectin", order_by="DecisionLayerRow.layer")
+
+
+class DecisionLayerRow(Table):
+    """Keep rate at the input of one decoder layer, with this decision and all earlier ones."""
+
+    __tablename__ = "search_decision_layers"
+    stage_id: Mapped[int] = _owner("search_decisions.stage_id", primary_key=True)
+    layer: Mapped[int] = mapped_column(primary_key=True)
+    keep_rate: Mapped[float] = mapped_column(Double)
+
+
+class TrialRow(Table):
+    """One candidate of a stage. ``evaluation_key`` joins ``evaluations.key``, which is written after it."""
+
+    __tablename__ = "search_trials"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    stage_id: Mapped[int] = _owner("search_stages.id")
+    number: Mapped[int]
+    candidate: Mapped[int]
+    evaluation_key: Mapped[str] = mapped_column(String(71), index=True)
+    state: Mapped[str] = mapped_column(String(16), default="running")
+    score: Mapped[float | None] = mapped_column(Double)
+    difference: Mapped[float | None] = mapped_column(Double)
+    variance: Mapped[float | None] = mapped_column(Double)
+    objective: Mapped[float | None] = mapped_column(Double)
+    begun: Mapped[datetime] = _now()
+    finished: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    layers: Mapped[list[TrialLayerRow]] = relationship(lazy="selectin", order_by="TrialLayerRow.layer")
+    __table_args__ = (
+        UniqueConstraint("stage_id", "number"),
+        CheckConstraint("state IN ('running', 'complete')", name="state"),
+    )
+
+
+class TrialLayerRow(Table):
+    """Keep rate of a trial at the input of one decoder layer."""
+
+    __tablename__ = "search_trial_layers"
+    trial_id: Mapped[int] = _owner("search_trials.id", primary_key=True)
+    layer: Mapped[int] = mapped_column(primary_key=True)
+    keep_rate: Mapped[float] = mapped_column(Double)
+
+
+class EvaluationRow(Table):
+    """Running a model over a split with one reduction, shared by every study. Rules are JSON text.
+
+    ``split`` and the keep rates are those of the first who asked; others with an equal key may have other ones.
+    """
+
+    __tablename__ = "evaluations"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(String(71), unique=True)
+    split: Mapped[str] = mapped_column(String(16))
+    split_digest: Mapped[str] = mapped_column(String(71))
+    chunks: Mapped[int]
+    rule: Mapped[str] = mapped_column(Text)
+    entry_rule: Mapped[str | None] = mapped_column(Text)
+    vision_rule: Mapped[str | None] = mapped_column(Text)
+    created: Mapped[datetime] = _now()
+    layers: Mapped[list[EvaluationLayerRow]] = relationship(lazy="raise")
+
+
+class EvaluationLayerRow(Table):
+    """Keep rate of an evaluation at one layer of the decoder or of the vision tower."""
+
+    __tablename__ = "evaluation_layers"
+    evaluation_id: Mapped[int] = _owner("evaluations.id", primary_key=True)
+    place: Mapped[str] = mapped_column(String(16), primary_key=True)
+    layer: Mapped[int] = mapped_column(primary_key=True)
+    keep_rate: Mapped[float] = mapped_column(Double)
+    __table_args__ = (CheckConstraint("place IN ('decoder', 'vision')", name="place"),)
+
+
+class ChunkScoreRow(Table):
+    """Score of one sample; ``sample`` counts from 0 within its chunk."""
+
+    __tablename__ = "chunk_scores"
+    evaluation_id: Mapped[int] = _owner("evaluations.id", primary_key=True)
+    chunk: Mapped[int] = mapped_column(primary_key=True)
+    sample: Mapped[int] = mapped_column(primary_key=True)
+    score: Mapped[float] = mapped_column(Double)
+
+
+class ScheduleRow(Table):
+    """An exported schedule document and what its gate was asked and found (null where it was not asked)."""
+
+    __tablename__ = "schedules"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = _owner("search_studies.id")
+    version: Mapped[int]
+    digest: Mapped[str] = mapped_column(String(71))
+    document: Mapped[str] = mapped_column(Text)
+    max_drop: Mapped[float | None] = mapped_column(Double)
+    loss_limit: Mapped[float | None] = mapped_column(Double)
+    exported: Mapped[datetime] = _now()
+    __table_args__ = (UniqueConstraint("study_id", "version"),)
