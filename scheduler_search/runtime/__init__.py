@@ -1,0 +1,20 @@
+"""Executes schedules on unmodified Hugging Face models, through reversible hooks.
+
+Knows: models, their caches and attention. Does not know: how a schedule was found, stored or measured.
+"""
+
+from scheduler_search.runtime.apply import apply_reduction, apply_schedule
+from scheduler_search.runtime.handle import ScheduleHandle
+from scheduler_search.runtime.identity import identify, model_shape, vision_tokens
+from scheduler_search.runtime.report import LayerReport, Report
+
+__all__ = [
+    "LayerReport",
+    "Report",
+    "ScheduleHandle",
+    "apply_reduction",
+    "apply_schedule",
+    "identify",
+    "model_shape",
+    "vision_tokens",
+]

@@ -1,0 +1,43 @@
+"""The model families that can be served: one file for what one family needs, and this registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from scheduler_search.errors import UnsupportedError
+from scheduler_search.runtime.families.family import Family
+from scheduler_search.runtime.families.llava import Llava
+
+_FAMILIES: tuple[Family, ...] = (Llava(),)
+
+__all__ = ["Family", "family_of", "family_of_config"]
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a loaded model, by its class; UnsupportedError for an unknown one."""
+    name = type(model).__name__
+    for family in _FAMILIES:
+        if family.architecture == name:
+            family.check(model.config)
+            return family
+    raise _unknown(name)
+
+
+def family_of_config(config: Any) -> Family:
+    """The family of a configuration, by its model type; UnsupportedError for an unknown one."""
+    for family in _FAMILIES:
+        if family.model_type == config.model_type:
+            family.check(config)
+            return family
+    raise _unknown(config.model_type)
+
+
+def _unknown(name: str) -> UnsupportedError:
+    supported = ", ".join(sorted(family.architecture for family in _FAMILIES))
+    return UnsupportedError(
+        f"the model must be of a supported architecture ({supported})",
+        actual=name,
+        remedy="pass the model as from_pretrained returns it, not wrapped or compiled; other families are not served",
+    )

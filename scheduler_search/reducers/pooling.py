@@ -1,0 +1,134 @@
+"""Average pooling of each image's patch grid to exactly the promised number of tokens (baseline of seed 001).
+
+The region scheme, for n regions on an H x W grid: the rows are cut into ``bands`` contiguous bands of near-equal
+height, ``bands`` being the whole number nearest to sqrt(n H / W) (square regions) that leaves every band at least one
+region and at most W; the n regions are shared near-equally among the bands, and each band's columns near-equally among
+its regions. All cuts are ``floor(i * length / parts)``. For n = (H/k)(W/k) this is k x k average pooling; for n = H W
+it is the identity. A region's pooled token takes the slot, and so the position, of its central patch (the upper left
+one of two or four).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scheduler_search.reducers.reducer import AttentionQuery, fold
+from scheduler_search.reducers.tokens import Grid, Prompt, Tokens
+from scheduler_search.rule import Rule
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """A partition of V tokens: ``target`` [V] is the token that stands for each one's region, ``size`` [V] its size.
+
+    ``target`` is -1 for the tokens of an image that got no region: they are dropped without a trace.
+    """
+
+    target: IntArray
+    size: IntArray
+
+
+class AveragePooling:
+    """Entry rule: each kept token is the mean of its region."""
+
+    attention: AttentionQuery | None = None
+    needs_grids = True
+
+    def __init__(self, rule: Rule) -> None:
+        self.positions = rule.parameter("positions")
+
+    def filter(self, tokens: Tokens, /) -> torch.Tensor:
+        """Redundancy [B, S]: 0 for the token that stands for its region, 1 for the others."""
+        target, _ = self._flow(tokens)
+        slots = torch.arange(target.shape[1], device=target.device)
+        return (target != slots).to(torch.float32)
+
+    def correlate(self, tokens: Tokens, _kept: torch.Tensor, /) -> torch.Tensor | None:
+        """C [B, S, S]: 1 / (size of the region) from each of its tokens into the one that stands for it."""
+        target, weight = self._flow(tokens)
+        B, S = target.shape
+        correlation = torch.zeros(B, S, S, dtype=weight.dtype, device=weight.device)
+        correlation.scatter_(2, target[..., None], weight[..., None])
+        return correlation
+
+    def compress(self, hidden: torch.Tensor, kept: torch.Tensor, correlation: torch.Tensor, /) -> torch.Tensor:
+        """Kept tokens become their region's mean."""
+        return fold(hidden, kept, correlation)
+
+    def _flow(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        target, weight = tokens.prompt.once(self, lambda: _pooling_flow(tokens.prompt, tokens.counts))
+        device, precise = tokens.hidden.device, torch.promote_types(tokens.hidden.dtype, torch.float32)
+        return torch.from_numpy(target).to(device), torch.from_numpy(weight).to(device, precise)
+
+
+def _pooling_flow(prompt: Prompt, counts: tuple[int, ...]) -> tuple[IntArray, npt.NDArray[np.float64]]:
+    """Where each slot of the unreduced prompt goes and with what weight, both [B, S0]; text goes to itself."""
+    target = np.tile(np.arange(prompt.slots, dtype=np.int64), (prompt.samples, 1))
+    weight = np.ones(prompt.vision.shape, dtype=np.float64)
+    for sample, count in enumerate(counts):
+        if count == 0:
+            continue  # every token goes; which of them stand for a region does not matter
+        slots = np.flatnonzero(prompt.vision[sample])
+        regions = pool_images(prompt.grids[sample], count)
+        dropped = regions.target < 0
+        target[sample, slots] = np.where(dropped, np.roll(slots, 1), slots[regions.target])  # anywhere but itself
+        weight[sample, slots] = np.where(dropped, 0.0, 1.0 / regions.size)
+    return target, weight
+
+
+def pool_images(grids: tuple[Grid, ...], count: int) -> Regions:
+    """Partition the tokens of several images, one after the other, into exactly ``count`` regions in all."""
+    targets, sizes, offset = [], [], 0
+    for grid, share in zip(grids, share_regions(tuple(grid.tokens for grid in grids), count), strict=True):
+        regions = pool_grid(grid, share) if share else Regions(np.full(grid.tokens, -1), np.ones(grid.tokens, np.int64))
+        targets.append(np.where(regions.target < 0, -1, regions.target + offset))
+        sizes.append(regions.size)
+        offset += grid.tokens
+    return Regions(np.concatenate(targets), np.concatenate(sizes))
+
+
+def share_regions(tokens: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Share ``count`` among images in proportion to their tokens, the sum exact: largest remainder, ties to the first.
+
+    No image gets more than its tokens as long as ``count`` is at most their sum.
+    """
+    total = sum(tokens)
+    shares = [count * size // total for size in tokens]
+    remainders = sorted(range(len(tokens)), key=lambda image: -(count * tokens[image] % total))
+    for image in remainders[: count - sum(shares)]:
+        shares[image] += 1
+    return tuple(shares)
+
+
+def pool_grid(grid: Grid, count: int) -> Regions:
+    """Partition one grid into exactly ``count`` rectangles, 1 <= count <= H W; see the module for the scheme."""
+    target = np.empty((grid.height, grid.width), dtype=np.int64)
+    size = np.empty_like(target)
+    bands = _band_count(grid, count)
+    shares = _cuts(count, bands)
+    for band, (top, bottom) in enumerate(pairwise(_cuts(grid.height, bands))):
+        columns = _cuts(grid.width, shares[band + 1] - shares[band])
+        for left, right in pairwise(columns):
+            centre = (top + bottom - 1) // 2 * grid.width + (left + right - 1) // 2
+            target[top:bottom, left:right] = centre
+            size[top:bottom, left:right] = (bottom - top) * (right - left)
+    return Regions(target.ravel(), size.ravel())
+
+
+def _band_count(grid: Grid, count: int) -> int:
+    """Whole number of bands nearest to square regions, so that each band has between 1 and W regions."""
+    square = math.floor(math.sqrt(count * grid.height / grid.width) + 0.5)
+    return min(max(square, -(-count // grid.width)), grid.height, count)
+
+
+def _cuts(length: int, parts: int) -> list[int]:
+    """``parts`` contiguous near-equal pieces of ``range(length)``: their parts + 1 borders."""
+    return [part * length // parts for part in range(parts + 1)]

@@ -1,0 +1,97 @@
+"""Put a schedule on a model: the public entry of the runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from scheduler_search.errors import ScheduleMismatchError, UnsupportedError
+from scheduler_search.runtime.families import Family, family_of
+from scheduler_search.runtime.handle import ScheduleHandle
+from scheduler_search.runtime.identity import identify
+from scheduler_search.runtime.refusals import check_model
+from scheduler_search.runtime.rules import load_reducer
+from scheduler_search.schedule.values import Reduction, Schedule
+
+if TYPE_CHECKING:
+    from scheduler_search.schedule.document import ScheduleDocument
+
+
+def apply_schedule(
+    model: nn.Module, schedule: Schedule | ScheduleDocument | str | Path, *, allow_other_model: bool = False
+) -> ScheduleHandle:
+    """Apply a schedule, or the schedule of a document or file, to the model as ``from_pretrained`` gives it.
+
+    Args:
+        allow_other_model: accept a model whose configuration differs from the one the schedule was searched on; the
+            number of layers must still be the same.
+
+    Raises:
+        ScheduleMismatchError: the schedule is for another model.
+        ScheduleDocumentError: a file that cannot be read or trusted.
+        UnsupportedError: the model, or what the schedule asks of it, is not served.
+    """
+    resolved = _resolve(schedule)
+    _check_identity(model, resolved, allow_other_model)
+    return apply_reduction(model, resolved.reduction)
+
+
+def apply_reduction(model: nn.Module, reduction: Reduction) -> ScheduleHandle:
+    """Apply keep rates and rules without asking which model they are for.
+
+    Raises:
+        ScheduleMismatchError: not one keep rate per decoder layer.
+        UnsupportedError: the model, or what the reduction asks of it, is not served.
+    """
+    family = family_of(model)
+    _check_layers(model, family, len(reduction.keep_rates))
+    _check_unhooked(model, family)
+    check_model(model, family, reduction)
+    entry = None if reduction.entry_rule is None else load_reducer(reduction.entry_rule)
+    return ScheduleHandle(model, family, reduction, entry, load_reducer(reduction.rule))
+
+
+def _resolve(schedule: Schedule | ScheduleDocument | str | Path) -> Schedule:
+    if isinstance(schedule, Schedule):
+        return schedule
+    if isinstance(schedule, str | Path):
+        from scheduler_search.schedule.document import read_document  # only files need the parser
+
+        return read_document(Path(schedule)).schedule
+    return schedule.schedule
+
+
+def _check_identity(model: nn.Module, schedule: Schedule, allow_other_model: bool) -> None:
+    family = family_of(model)
+    _check_layers(model, family, schedule.model.decoder_layers)
+    found, expected = identify(model), schedule.model
+    if found.config_digest != expected.config_digest and not allow_other_model:
+        raise ScheduleMismatchError(
+            f"the schedule is for {expected.id} ({expected.architecture}, {expected.config_digest[:15]})",
+            actual=f"{found.id} ({found.architecture}, {found.config_digest[:15]})",
+            remedy="search a schedule for this model, or pass allow_other_model=True",
+        )
+
+
+def _check_layers(model: nn.Module, family: Family, layers: int) -> None:
+    found = family.layers(model.config)[0]
+    if found != layers:
+        raise ScheduleMismatchError(
+            f"the schedule is for a decoder of {layers} layers",
+            actual=f"{found} layers",
+            place=type(model).__name__,
+            remedy="search a schedule for this model",
+        )
+
+
+def _check_unhooked(model: nn.Module, family: Family) -> None:
+    hooks = family.input_module(model)._forward_pre_hooks.values()
+    if any(isinstance(getattr(hook, "__self__", None), ScheduleHandle) for hook in hooks):
+        raise UnsupportedError(
+            "a model can carry one schedule at a time",
+            actual="a model that already has one",
+            place=type(model).__name__,
+            remedy="call remove() on the handle of the first, or leave its with block",
+        )

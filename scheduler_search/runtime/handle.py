@@ -1,0 +1,214 @@
+"""The hooks of one schedule on one model, and their removal.
+
+Hooks are the model's only change, beside a guard around ``generate`` and a listener in the attention tap; removal takes
+all of them away. A forward pass keeps its state in a thread-local slot of the handle, emptied when the pass ends,
+also by an exception: threads that share the model do not mix.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from scheduler_search.errors import UnsupportedError
+from scheduler_search.reducers import Reducer
+from scheduler_search.runtime.cache import cache_bytes
+from scheduler_search.runtime.families import Family
+from scheduler_search.runtime.plan import Plan, read_prompt
+from scheduler_search.runtime.prefill import Continuation, Masks, Prefill
+from scheduler_search.runtime.refusals import (
+    attention_implementation,
+    check_attention,
+    check_generation,
+    check_labels,
+    check_prefill,
+)
+from scheduler_search.runtime.report import LayerReport, Report
+from scheduler_search.runtime.tap import AttentionInputs, AttentionTap, Listener, subscribe, unsubscribe
+from scheduler_search.schedule.values import Reduction
+
+
+class _Pass(threading.local):
+    """The forward pass that this thread is in."""
+
+    state: Prefill | Continuation | None = None
+    plan: Plan | None = None
+    slots: int = 0
+
+
+class ScheduleHandle:
+    """A schedule at work on a model. A context manager; ``remove`` restores the model bit for bit.
+
+    Built by ``apply_schedule`` and ``apply_reduction``.
+    """
+
+    def __init__(
+        self, model: nn.Module, family: Family, reduction: Reduction, entry: Reducer | None, decoder: Reducer
+    ) -> None:
+        self.model, self.reduction = model, reduction
+        self._family, self._entry, self._decoder = family, entry, decoder
+        self._layers: list[nn.Module] = list(family.decoder(model).layers)  # type: ignore[arg-type]
+        self._implementation = attention_implementation(model, family)
+        self._pass = _Pass()
+        self._report: Report | None = None
+        self._tap: AttentionTap | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._attach()
+
+    def __enter__(self) -> ScheduleHandle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def report(self) -> Report:
+        """What the last finished prefill did (of any thread); UnsupportedError if there was none."""
+        if self._report is None:
+            raise UnsupportedError("a report needs a prefill", remedy="run the model once, then ask again")
+        return self._report
+
+    def remove(self) -> None:
+        """Take the schedule off the model; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        if self._tap is not None:
+            unsubscribe(self._tap, self._attention_modules())
+            self._tap = None
+        guard = vars(self.model).get("generate")
+        if guard is not None and getattr(guard, "handle", None) is self:
+            del self.model.generate
+
+    # -- installation
+
+    @property
+    def _first(self) -> int:
+        """First layer (0-based) in front of which something can be dropped; the number of layers if there is none."""
+        rates = self.reduction.keep_rates
+        return next((layer for layer, rate in enumerate(rates) if rate < 1.0), len(rates))
+
+    def _attach(self) -> None:
+        inputs = self._family.input_module(self.model)
+        self._hooks.append(inputs.register_forward_pre_hook(self._begin, with_kwargs=True))
+        self._hooks.append(inputs.register_forward_hook(self._end, always_call=True))
+        if self._first == len(self._layers):
+            return  # nothing is ever dropped
+        self._hooks.append(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
+        for layer in sorted({0, *range(self._first, len(self._layers))}):
+            hook = functools.partial(self._enter_layer, layer)
+            self._hooks.append(self._layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        if self._decoder.attention is not None:
+            self._tap = subscribe(self._implementation, self._listeners())
+        self._guard_generate()
+
+    def _listeners(self) -> dict[nn.Module, Listener]:
+        """Listeners of the layers whose attention can rank: those in front of a layer that can reduce."""
+        rates = self.reduction.keep_rates
+        return {
+            module: functools.partial(self._listen, layer)
+            for layer, module in enumerate(self._attention_modules()[:-1])
+            if rates[layer + 1] < 1.0
+        }
+
+    def _attention_modules(self) -> list[nn.Module]:
+        return [layer.self_attn for layer in self._layers]  # type: ignore[misc]
+
+    def _guard_generate(self) -> None:
+        """Refuse settings of ``generate`` that no forward pass can see."""
+        generate: Any = self.model.generate
+
+        @functools.wraps(generate)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            check_generation(self.model, args, kwargs)
+            return generate(*args, **kwargs)
+
+        guarded.handle = self  # type: ignore[attr-defined]
+        self.model.generate = guarded  # type: ignore[assignment]
+
+    # -- hooks
+
+    def _check_call(self, _module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        check_labels(kwargs)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Plan the pass: a prefill of a prompt with vision tokens, a continuation, or neither."""
+        current = self._pass
+        current.state = current.plan = None
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            if self._first < len(self._layers):
+                current.state = Continuation(self._masks())
+            return
+        if args:
+            kwargs = {"input_ids": args[0], **kwargs}
+        if self._first < len(self._layers):
+            check_prefill(module, kwargs)
+        input_ids = kwargs.get("input_ids")
+        if input_ids is not None:
+            self._plan(input_ids, kwargs.get("attention_mask"))
+
+    def _plan(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        config = self.model.config
+        vision = vision_mask(self._family, config, input_ids)
+        needs_grids = self._entry is not None and self._entry.needs_grids
+        grids = functools.partial(self._family.grids, config) if needs_grids else None
+        prompt = read_prompt(input_ids, attention_mask, vision, grids)
+        plan = Plan.of(self.reduction.keep_rates, prompt.vision_tokens)
+        self._pass.plan, self._pass.slots = plan, prompt.slots
+        if plan.reduces:
+            self._pass.state = Prefill(prompt, plan, self._entry, self._decoder, self._masks())
+
+    def _enter_layer(
+        self, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        state = self._pass.state
+        if state is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        changed = state.enter_layer(layer, hidden, kwargs)
+        if changed is None:
+            return None
+        hidden, arguments = changed
+        if args:
+            return (hidden, *args[1:]), arguments
+        return args, {**arguments, "hidden_states": hidden}
+
+    def _listen(self, layer: int, inputs: AttentionInputs) -> None:
+        if self._pass.state is not None:
+            self._pass.state.take_attention(layer, inputs)
+
+    def _end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        current = self._pass
+        plan, state = current.plan, current.state
+        current.state = current.plan = None
+        if plan is None or output is None:  # a continuation, or an exception
+            return
+        layers = len(self._layers)
+        slots = state.slots if isinstance(state, Prefill) else [current.slots] * layers
+        sizes = cache_bytes(getattr(output, "past_key_values", None), layers)
+        rows = zip(range(1, layers + 1), slots, plan.counts, sizes, strict=True)
+        self._report = Report(tuple(LayerReport(*row) for row in rows), plan.vision_tokens)
+
+    def _masks(self) -> Masks:
+        implementation = attention_implementation(self.model, self._family)
+        if implementation != self._implementation:
+            check_attention(self._family, implementation)
+            raise UnsupportedError(
+                "the attention implementation must be the one the schedule was applied under",
+                actual=f"{implementation!r} after {self._implementation!r}",
+                remedy="remove the schedule, change the implementation, apply the schedule again",
+            )
+        return Masks(self.model.dtype if implementation == "eager" else None)  # type: ignore[arg-type]
+
+
+def vision_mask(family: Family, config: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """[B, S] bool, True where an input id stands for a vision token."""
+    ids = torch.tensor(family.vision_token_ids(config), device=input_ids.device)
+    return torch.isin(input_ids, ids)

@@ -1,0 +1,220 @@
+"""The state of one forward pass, from its first hook to its last: a prefill that reduces, or a continuation of one.
+
+Nothing here outlives the pass. What a later pass needs (which prompt tokens a layer holds) is in the cache layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from scheduler_search.errors import UnsupportedError
+from scheduler_search.reducers import AttentionQuery, Prompt, Reducer, Tokens, reduce_tokens
+from scheduler_search.reducers.attention import attention_scores, query_rows
+from scheduler_search.runtime.cache import LogicalDynamicLayer, prepare_cache
+from scheduler_search.runtime.layout import Kept, compact, continue_mask, gather_mask, gather_tokens
+from scheduler_search.runtime.plan import Plan
+from scheduler_search.runtime.tap import AttentionInputs
+
+LayerArguments = tuple[torch.Tensor, dict[str, Any]]
+
+
+class Memo:
+    """Values computed once per forward pass from arguments that all layers share, keyed by the arguments' identity.
+
+    The arguments are kept alive beside the value, so that an id cannot come to mean another object.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[int, ...], tuple[Any, Any]] = {}
+
+    def get(self, compute: Callable[[], Any], *arguments: object) -> Any:
+        """``compute()``, or what it gave for these very objects before."""
+        key = tuple(id(argument) for argument in arguments)
+        if key not in self._values:
+            self._values[key] = (compute(), arguments)
+        return self._values[key][0]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """How the model's attention takes its mask: None for bool, else the dtype of an additive one."""
+
+    additive: torch.dtype | None
+
+
+class Prefill:
+    """A prefill under a plan that drops something.
+
+    Args:
+        entry: rule in front of the first layer; ``decoder``: rule in front of the others.
+        masks: form of the attention masks.
+    """
+
+    def __init__(self, prompt: Prompt, plan: Plan, entry: Reducer | None, decoder: Reducer, masks: Masks) -> None:
+        self.prompt, self.plan, self.masks = prompt, plan, masks
+        self.entry, self.decoder = entry, decoder
+        self.kept: Kept | None = None
+        self.slots = [prompt.slots] * len(plan.counts)
+        self._attention: torch.Tensor | None = None
+        self._vision: torch.Tensor | None = None
+        self._query: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._keep: torch.Tensor | None = None
+        self._memo = Memo()
+
+    def enter_layer(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> LayerArguments | None:
+        """Reduce in front of a layer (0-based) and cut its arguments to the tokens left; None to change nothing."""
+        cache = arguments.get("past_key_values")
+        if layer == 0:
+            prepare_cache(cache, len(self.plan.counts))
+        if self.plan.reduces_at(layer):
+            hidden = self._reduce(layer, hidden)
+        if self.kept is None:
+            return None
+        self.slots[layer] = self.kept.slots
+        if cache is not None:
+            cache.layers[layer].kept = self.kept
+        return hidden, self._cut(arguments, self.kept)
+
+    def wants_attention(self, layer: int) -> bool:
+        """Whether the attention of this layer ranks tokens for the next."""
+        return self.decoder.attention is not None and self.plan.chooses_at(layer + 1)
+
+    def take_attention(self, layer: int, inputs: AttentionInputs) -> None:
+        """Score the tokens of a layer whose attention is about to run."""
+        query = self.decoder.attention
+        if query is None or not self.wants_attention(layer):
+            return
+        rows, weights = self._query_rows(query, inputs.query.device)
+        self._attention = attention_scores(
+            inputs.query,
+            inputs.key,
+            inputs.mask,
+            rows,
+            weights,
+            scaling=inputs.scaling,
+            heads=query.heads,
+            softcap=inputs.softcap,
+        )
+
+    # -- reduction
+
+    def _reduce(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        tokens = self._tokens(layer, hidden)
+        if self.plan.chooses_at(layer):
+            reducer = self._reducer(layer)
+            if reducer.attention is not None and tokens.attention is None:
+                raise UnsupportedError(
+                    "the attention that ranks the tokens must pass through the tap",
+                    place=f"decoder layer {layer}",
+                    remedy="do not replace attention functions or their implementation while a schedule is applied",
+                )
+            stay, hidden = reduce_tokens(reducer, tokens)
+        else:  # each sample keeps all of its tokens, or none
+            stay = tokens.vision & (tokens.keep > 0)[:, None]
+        return self._compact(layer, hidden, stay, tokens)
+
+    def _reducer(self, layer: int) -> Reducer:
+        if layer or self.entry is None:
+            return self.decoder
+        return self.entry
+
+    def _tokens(self, layer: int, hidden: torch.Tensor) -> Tokens:
+        device = hidden.device
+        if self._vision is None:
+            self._vision = torch.from_numpy(self.prompt.vision).to(device)
+            self._keep = torch.tensor(self.plan.counts, device=device)
+        assert self._keep is not None
+        if self.kept is None:
+            position = torch.arange(self.prompt.slots, device=device).expand(self.prompt.samples, -1)
+        else:
+            position = self.kept.position.to(device)
+        attention, self._attention = self._attention, None
+        counts = self.plan.counts[layer]
+        keep = self._keep[layer].to(device)
+        return Tokens(hidden, self._vision.to(device), position, attention, keep, counts, self.prompt)
+
+    def _compact(self, layer: int, hidden: torch.Tensor, kept: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """Squeeze out dropped tokens, padding and old fillers; fillers are zero, since 0 x NaN would be NaN."""
+        counts = self.plan.counts[layer]
+        lengths = [text + vision for text, vision in zip(self.prompt.text_tokens, counts, strict=True)]
+        slots = max(lengths)
+        stay = kept | (self._real(torch.ones_like(kept)) & ~tokens.vision)
+        index, valid = compact(stay, slots, fillers=min(lengths) < slots)
+        hidden = gather_tokens(hidden, index, 1)
+        if valid is not None:
+            hidden = hidden.masked_fill(~valid[..., None], 0.0)
+        self._vision = kept.gather(1, index)
+        self.kept = Kept(tokens.position.gather(1, index), valid, self.prompt.slots)
+        self._memo = Memo()  # nothing of the layout before is asked for again
+        return hidden
+
+    def _real(self, marked: torch.Tensor) -> torch.Tensor:
+        """``marked`` [B, S] bool without padding and fillers."""
+        if self.kept is None:
+            return marked & torch.from_numpy(self.prompt.real).to(marked.device)
+        return marked if self.kept.valid is None else marked & self.kept.valid.to(marked.device)
+
+    # -- what the layers get
+
+    def _cut(self, arguments: dict[str, Any], kept: Kept) -> dict[str, Any]:
+        """The layer's arguments for the kept tokens: every layer is given those of the whole prompt."""
+        cut = dict(arguments)
+        mask, rotary = arguments.get("attention_mask"), arguments.get("position_embeddings")
+        positions = arguments.get("position_ids")
+        cut["attention_mask"] = self._memo.get(
+            lambda: gather_mask(mask, kept, additive=self.masks.additive), kept, mask
+        )
+        if rotary is not None:
+            cut["position_embeddings"] = self._memo.get(
+                lambda: tuple(gather_tokens(part, kept.position, part.ndim - 2) for part in rotary), kept, rotary
+            )
+        if positions is not None:
+            cut["position_ids"] = self._memo.get(lambda: gather_tokens(positions, kept.position, 1), kept, positions)
+        return cut
+
+    def _query_rows(self, query: AttentionQuery, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Present slots [B, R] of the query rows and their weights [B, R]; R and the weights are known to the host."""
+        if self._query is None:
+            marked = query_rows(self.prompt, query.rows)
+            counts = marked.sum(axis=1, keepdims=True)
+            weights = (np.arange(counts.max()) < counts) / counts
+            self._query = torch.from_numpy(marked).to(device), torch.from_numpy(weights).to(device)
+        present, weights = (part.to(device) for part in self._query)
+        if self.kept is not None:
+            present = self._real(gather_tokens(present, self.kept.position, 1))
+        order = torch.argsort((~present).to(torch.int8), dim=1, stable=True)
+        # Where a sample has fewer rows than R, its first fills up: the row of a padding slot could see nothing at all.
+        return torch.where(weights > 0, order[:, : weights.shape[1]], order[:, :1]), weights
+
+
+class Continuation:
+    """A pass over new tokens on a cache whose layers may hold a reduced prompt."""
+
+    def __init__(self, masks: Masks) -> None:
+        self.masks = masks
+        self._memo = Memo()
+
+    def enter_layer(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> LayerArguments | None:
+        """Cut the mask's columns to the tokens that this layer's cache holds; None to change nothing."""
+        held = arguments["past_key_values"].layers[layer]
+        if not isinstance(held, LogicalDynamicLayer) or held.kept is None:
+            return None
+        kept, mask, new = held.kept, arguments.get("attention_mask"), hidden.shape[1]
+        if kept.position.shape[0] != hidden.shape[0]:
+            raise UnsupportedError(
+                "the batch must be the one the cache was filled with",
+                actual=f"{hidden.shape[0]} samples on a cache of {kept.position.shape[0]}",
+                place=f"decoder layer {layer + 1}",
+                remedy="repeat or select the samples of the cache with its own methods",
+            )
+        past = held.get_seq_length()
+        narrow = self._memo.get(lambda: continue_mask(mask, kept, new, past, additive=self.masks.additive), kept, mask)
+        return hidden, {**arguments, "attention_mask": narrow}
+
+    def take_attention(self, layer: int, inputs: AttentionInputs) -> None:
+        """Nothing is ranked after the prefill."""

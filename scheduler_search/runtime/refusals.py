@@ -1,0 +1,117 @@
+"""What the runtime says no to, and why: uses of a model that a reduced forward pass could not serve exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from scheduler_search.errors import UnsupportedError
+from scheduler_search.runtime.cache import check_cache
+from scheduler_search.runtime.families import Family
+from scheduler_search.schedule.values import Reduction
+
+_PLACE = "model under a schedule"
+_DYNAMIC = (None, "dynamic", "dynamic_full")
+
+
+def check_model(model: nn.Module, family: Family, reduction: Reduction) -> None:
+    """UnsupportedError for a model, or a part of a schedule, that cannot be hooked."""
+    if reduction.vision is not None:
+        raise UnsupportedError(
+            "a schedule can only reduce at the entry of the decoder and inside it",
+            actual="a vision-tower block",
+            remedy="apply a schedule without one",
+        )
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        raise UnsupportedError(
+            "a schedule needs a model that is not compiled",
+            actual="a model on which compile() was called",
+            remedy="apply the schedule to the model as from_pretrained returns it",
+        )
+    check_attention(family, attention_implementation(model, family))
+
+
+def attention_implementation(model: nn.Module, family: Family) -> str:
+    """Name of the attention implementation that the decoder runs with now."""
+    return str(family.decoder(model).config._attn_implementation)  # type: ignore[union-attr]
+
+
+def check_attention(family: Family, implementation: str) -> None:
+    """UnsupportedError for an attention implementation whose masks are not served."""
+    if implementation not in family.attention:
+        names = " or ".join(repr(name) for name in sorted(family.attention))
+        raise UnsupportedError(
+            f"the attention implementation must be {names}",
+            actual=repr(implementation),
+            remedy="load the model with attn_implementation='sdpa'",
+        )
+
+
+def check_labels(arguments: dict[str, Any]) -> None:
+    """UnsupportedError if a loss is asked for: logits are shorter than the labels."""
+    if arguments.get("labels") is not None:
+        raise UnsupportedError(
+            "labels cannot be used, since dropped tokens have no logits",
+            place=_PLACE,
+            remedy="compute the loss on the logits of the text after the last image, or remove the schedule",
+        )
+
+
+def check_prefill(module: nn.Module, arguments: dict[str, Any]) -> None:
+    """UnsupportedError for a prefill that would silently be reduced wrongly, or not at all."""
+    check_cache(arguments.get("past_key_values"))
+    mask = arguments.get("attention_mask")
+    if mask is not None and (not isinstance(mask, torch.Tensor) or mask.ndim != 2):
+        raise UnsupportedError(
+            "the attention mask must be [batch, tokens], 0 for padding",
+            actual=f"{getattr(mask, 'ndim', type(mask).__name__)} dimensions",
+            place=_PLACE,
+            remedy="pass the mask that the processor returns",
+        )
+    if arguments.get("input_ids") is None:
+        raise UnsupportedError(
+            "input_ids must be given, since they tell vision tokens from text",
+            actual="inputs_embeds",
+            place=_PLACE,
+            remedy="pass input_ids with pixel_values or mm_encoder_outputs",
+        )
+    if torch.compiler.is_compiling():
+        raise UnsupportedError(
+            "a forward pass under a schedule cannot be compiled", place=_PLACE, remedy="run it without torch.compile"
+        )
+    if module.training and getattr(module, "is_gradient_checkpointing", False):
+        raise UnsupportedError(
+            "gradient checkpointing cannot be used, since it runs layers again outside the forward pass",
+            place=_PLACE,
+            remedy="call model.eval() or model.gradient_checkpointing_disable()",
+        )
+
+
+def check_generation(model: nn.Module, positional: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+    """UnsupportedError for settings of ``generate`` that change how the prompt is read, before anything runs."""
+    configs = [arguments.get("generation_config"), *positional, getattr(model, "generation_config", None)]
+    chunk = _setting("prefill_chunk_size", arguments, configs)
+    if chunk is not None:
+        raise UnsupportedError(
+            "a prompt must be read in one piece, since tokens are ranked by the whole of it",
+            actual=f"prefill_chunk_size={chunk}",
+            place="generate",
+            remedy="leave prefill_chunk_size unset",
+        )
+    cache = _setting("cache_implementation", arguments, configs)
+    if cache not in _DYNAMIC:
+        raise UnsupportedError(
+            "the KV cache must be a plain DynamicCache, since layers hold different numbers of tokens",
+            actual=f"cache_implementation={cache!r}",
+            place="generate",
+            remedy="leave cache_implementation unset",
+        )
+
+
+def _setting(name: str, arguments: dict[str, Any], configs: list[Any]) -> Any:
+    """A generation setting: the keyword, or the first configuration that has it."""
+    if arguments.get(name) is not None:
+        return arguments[name]
+    return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
