@@ -79,7 +79,7 @@ def make_batch(samples: Sequence[Sample], prompt: Prompt, model: Any) -> Batch:
 
 
 def direct_arguments(batch: Batch, device: torch.device) -> dict[str, Any]:
-    """Arguments that let the model run its vision tower itself: the reference that stored features are tested against."""
+    """Arguments that let the model run its vision tower itself: what stored features are tested against."""
     return _on(device, batch.language) | _on(device, batch.vision)
 
 

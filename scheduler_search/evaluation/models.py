@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.utils import logging as transformers_logging
@@ -23,11 +26,12 @@ from scheduler_search.errors import ModelError, UnsupportedError
 from scheduler_search.study.canonical import sha256
 
 if TYPE_CHECKING:
-    from scheduler_search.study.definition import ModelSection
+    from scheduler_search.study.sections import ModelSection
 
 TESTBED = "testbed:"
 # What from_pretrained raises for a directory, a repository or a file that it cannot use.
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
+_HUB_TIMEOUT_SECONDS = 10.0
 _PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 
 
@@ -39,11 +43,13 @@ class Checkpoint:
         source: what from_pretrained is given: a directory or a hub id.
         id: hub id, or the name of the local directory, never its path.
         revision: of the hub; None for a directory.
+        offline: whether only files that are already on this machine may be used.
     """
 
     source: str
     id: str
     revision: str | None
+    offline: bool = True
 
     @property
     def directory(self) -> Path | None:
@@ -86,7 +92,21 @@ def find_checkpoint(section: ModelSection, base: Path) -> Checkpoint:
         raise ModelError(
             "the directory of the model must exist", actual=str(directory), remedy="check [model] id in the study file"
         )
-    return Checkpoint(section.id, section.id, section.revision)
+    return Checkpoint(section.id, section.id, section.revision, offline=not _hub_answers())
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; asked once, because the library itself retries every file for half a minute."""
+    if hub.HF_HUB_OFFLINE:
+        return False
+    request = urllib.request.Request(hub.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_SECONDS).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _testbed_checkpoint(name: str) -> Checkpoint:
@@ -136,7 +156,10 @@ def load_model(section: ModelSection, base: Path) -> LoadedModel:
 def _load_processor(section: ModelSection, checkpoint: Checkpoint) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(
-            checkpoint.source, revision=checkpoint.revision, trust_remote_code=section.trust_remote_code
+            checkpoint.source,
+            revision=checkpoint.revision,
+            local_files_only=checkpoint.offline,
+            trust_remote_code=section.trust_remote_code,
         )
     except _LOADING_ERRORS as error:
         raise _loading_error("the processor of the model must load", error, checkpoint) from error
@@ -153,6 +176,7 @@ def _load_weights(section: ModelSection, checkpoint: Checkpoint, dtype: torch.dt
         model, report = AutoModelForImageTextToText.from_pretrained(
             checkpoint.source,
             revision=checkpoint.revision,
+            local_files_only=checkpoint.offline,
             dtype=dtype,
             attn_implementation=section.attention,
             trust_remote_code=section.trust_remote_code,
@@ -173,7 +197,7 @@ def _load_weights(section: ModelSection, checkpoint: Checkpoint, dtype: torch.dt
 
 def _loading_error(rule: str, error: Exception, checkpoint: Checkpoint) -> ModelError:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    remedy = None
+    remedy = "check the directory: it must be one that save_pretrained wrote"
     if checkpoint.directory is None:
         remedy = "check [model] id and revision, and the network; or give a local directory"
     return ModelError(rule, actual=reason[:200], place=checkpoint.id, remedy=remedy)

@@ -3,8 +3,8 @@
 Knows: how groups of samples with one image are dealt to splits, in which order a split is scored, and that no image is
 in two splits. Does not know: where samples come from, or what they are scored with.
 
-Every order is the order of ``sha256(seed, purpose, content)``, so that it depends on the seed and on the contents alone:
-neither on the order of lines in a file, nor on names of files, nor on a random generator's version.
+Every order is the order of ``sha256(seed, purpose, content)``, so that it depends on the seed and on the contents
+alone: neither on the order of lines in a file, nor on names of files, nor on a random generator's version.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The answer normalisation and the soft score of VQA v2.
 
-Knows: the published definition of the metric (Antol et al. 2015, visualqa.org/evaluation.html): lower case, punctuation,
-number words, articles, contractions; then agreement with ten people. Does not know: models, data sets, other metrics.
+Knows: the published definition of the metric (Antol et al. 2015, visualqa.org/evaluation.html): lower case,
+punctuation, number words, articles, contractions; then agreement with ten people. Does not know: models, data sets,
+other metrics.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _DIGIT_COMMA = re.compile(r"\d,\d")
 
 # Contractions whose spelling without apostrophe is no word of its own ("we're" and "were" cannot be told apart).
-_CONTRACTIONS = """
+_CONTRACTIONS = tuple(
+    """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
     needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll
@@ -32,7 +34,8 @@ _CONTRACTIONS = """
     there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll
     what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
     would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+    """.split()  # noqa: SIM905 (a list literal of it is ninety lines)
+)
 
 
 def _spellings(contraction: str) -> list[str]:
