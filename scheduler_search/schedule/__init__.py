@@ -18,15 +18,14 @@ from scheduler_search.schedule.budget import (
 from scheduler_search.schedule.cost import (
     DecoderShape,
     ModelShape,
+    SplitCost,
     VisionShape,
-    Workload,
     kv_cache_bytes,
     kv_cache_ratio,
     mean_prefill_flops,
     prefill_flops,
     textbook_flops,
     vision_kv_cache_ratio,
-    workload_flops,
 )
 from scheduler_search.schedule.counts import keep_count, keep_counts
 from scheduler_search.schedule.families import free, mean_keep_rate, sigmoid, staircase, step, uniform, withdraw
@@ -74,9 +73,9 @@ __all__ = [
     "Reduction",
     "Schedule",
     "ScheduleDocument",
+    "SplitCost",
     "VisionReduction",
     "VisionShape",
-    "Workload",
     "family_rates_for_flops",
     "free",
     "keep_count",
@@ -99,7 +98,6 @@ __all__ = [
     "uniform_rates_for_flops",
     "vision_kv_cache_ratio",
     "withdraw",
-    "workload_flops",
     "write_document",
 ]
 

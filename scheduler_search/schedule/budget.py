@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from scheduler_search.errors import ScheduleError
 from scheduler_search.schedule.checks import check_number, check_rate
-from scheduler_search.schedule.cost import ModelShape, Workload, workload_flops
+from scheduler_search.schedule.cost import ModelShape, SplitCost
 from scheduler_search.schedule.families import sigmoid, uniform
 
 _STEPS = 1 << 24
@@ -86,8 +86,8 @@ def family_rates_for_flops(
     text_tokens: Sequence[int],
 ) -> tuple[float, ...]:
     """Rates of a one-parameter family, growing with a parameter in [0, 1], under a target of mean prefill FLOPs."""
-    workload = Workload.of(vision_tokens, text_tokens)
-    return family(solve_rate(lambda rate: workload_flops(shape, family(rate), workload), target_flops))
+    cost = SplitCost(shape, vision_tokens, text_tokens)
+    return family(solve_rate(lambda rate: cost(family(rate)), target_flops))
 
 
 def _rate(low: float, high: float, step: int) -> float:

@@ -13,16 +13,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from scheduler_search.errors import ScheduleError
 from scheduler_search.schedule.checks import check_index
 from scheduler_search.schedule.counts import keep_count, keep_counts
-
-if TYPE_CHECKING:
-    import numpy
 
 Logits = Literal["last", "all"]
 
@@ -137,32 +133,46 @@ class ModelShape:
         return flops
 
 
-@dataclass(frozen=True)
-class Workload:
-    """The prompts of a split, equal (N, T) pairs grouped: (vision tokens N, text tokens T, number of samples)."""
+class SplitCost:
+    """Mean prefill FLOPs over the samples of one split, as a function of the keep rates: the inside of root finding.
 
-    groups: tuple[tuple[int, int, int], ...]
+    Everything that no rate changes is computed once, and equal samples are one group.
 
-    @classmethod
-    def of(cls, vision_tokens: Sequence[int], text_tokens: Sequence[int]) -> Workload:
-        """Group the samples of a split; ScheduleError if there are none, or not one text length per sample."""
+    Args:
+        shape: the model.
+        vision_tokens: N of every sample.
+        text_tokens: prompt tokens that are not vision tokens, of every sample.
+
+    Raises:
+        ScheduleError: no samples, or not one text length for each.
+    """
+
+    def __init__(self, shape: ModelShape, vision_tokens: Sequence[int], text_tokens: Sequence[int]) -> None:
+        import numpy  # 80 ms that an import of the package does not owe
+
         if len(vision_tokens) != len(text_tokens) or not vision_tokens:
             actual = f"{len(vision_tokens)} and {len(text_tokens)}"
             raise ScheduleError("a split needs samples, with vision and text tokens for each", actual=actual)
-        pairs = Counter(zip(vision_tokens, text_tokens, strict=True))
-        return cls(tuple((n, t, times) for (n, t), times in sorted(pairs.items())))
+        # Sorted, so that the order of the samples leaves no trace in the roundings of the sum.
+        groups = dict(sorted(Counter(zip(vision_tokens, text_tokens, strict=True)).items()))
+        self._decoder = shape.decoder
+        self._vision = numpy.array([[float(n)] for n, _ in groups])
+        self._text = numpy.array([[float(t)] for _, t in groups])
+        self._weights = numpy.array(list(groups.values())) / len(vision_tokens)
+        outside = numpy.array([shape.vision_flops(n) for n, _ in groups])
+        self._outside = float(outside @ self._weights) + shape.logit_flops(1)
 
-    @property
-    def samples(self) -> int:
-        """Number of samples."""
-        return sum(times for _, _, times in self.groups)
+    def __call__(self, keep_rates: Sequence[float]) -> float:
+        """Mean FLOPs under ``keep_rates``, one rate per decoder layer."""
+        import numpy  # see __init__
 
-    @cached_property
-    def columns(self) -> numpy.ndarray:
-        """N, T and number of samples as the float columns of a [3, groups, 1] array."""
-        import numpy  # 80 ms that an import of the package does not owe
-
-        return numpy.array(self.groups, dtype=float).T[:, :, None]
+        _check_length(self._decoder, keep_rates)
+        # The same rounding as counts.keep_count, for all samples and layers at once.
+        kept = numpy.clip(numpy.floor(numpy.asarray(keep_rates) * self._vision + 0.5), 0.0, self._vision)
+        tokens = kept + self._text
+        linear = self._decoder.linear_flops * tokens.sum(axis=1)
+        attention = self._decoder.attention_flops * (tokens * tokens).sum(axis=1)
+        return self._outside + float((linear + attention) @ self._weights)
 
 
 def prefill_flops(
@@ -197,21 +207,7 @@ def mean_prefill_flops(
     shape: ModelShape, keep_rates: Sequence[float], vision_tokens: Sequence[int], text_tokens: Sequence[int]
 ) -> float:
     """Mean ``prefill_flops`` over the samples of a split, with the lm head over the last position."""
-    return workload_flops(shape, keep_rates, Workload.of(vision_tokens, text_tokens))
-
-
-def workload_flops(shape: ModelShape, keep_rates: Sequence[float], workload: Workload) -> float:
-    """``mean_prefill_flops`` for samples that are grouped already: the inner function of root finding."""
-    import numpy  # see Workload.columns
-
-    if len(keep_rates) != shape.decoder.layers:
-        raise _wrong_length(shape, keep_rates)
-    vision, text, times = workload.columns
-    tokens = numpy.clip(numpy.floor(numpy.asarray(keep_rates) * vision + 0.5), 0.0, vision) + text
-    layers = shape.decoder.linear_flops * tokens.sum(axis=1) + shape.decoder.attention_flops * (tokens**2).sum(axis=1)
-    outside = numpy.array([shape.vision_flops(n) for n, _, _ in workload.groups])
-    total = ((layers + outside) * times[:, 0]).sum() / workload.samples
-    return float(total) + shape.logit_flops(1)
+    return SplitCost(shape, vision_tokens, text_tokens)(keep_rates)
 
 
 def textbook_flops(decoder: DecoderShape, keep_rates: Sequence[float], vision_tokens: int, text_tokens: int) -> float:
@@ -253,10 +249,10 @@ def vision_kv_cache_ratio(keep_rates: Sequence[float], vision_tokens: int) -> fl
 def _check_tokens(shape: ModelShape, keep_rates: Sequence[float], vision_tokens: int, text_tokens: int) -> None:
     check_index(vision_tokens, "vision tokens", 0)
     check_index(text_tokens, "text tokens", 0)
-    if len(keep_rates) != shape.decoder.layers:
-        raise _wrong_length(shape, keep_rates)
+    _check_length(shape.decoder, keep_rates)
 
 
-def _wrong_length(shape: ModelShape, keep_rates: Sequence[float]) -> ScheduleError:
-    rule = f"keep rates must be given for all {shape.decoder.layers} decoder layers"
-    return ScheduleError(rule, actual=f"{len(keep_rates)} rates")
+def _check_length(decoder: DecoderShape, keep_rates: Sequence[float]) -> None:
+    if len(keep_rates) != decoder.layers:
+        rule = f"keep rates must be given for all {decoder.layers} decoder layers"
+        raise ScheduleError(rule, actual=f"{len(keep_rates)} rates")

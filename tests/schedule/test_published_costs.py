@@ -1,20 +1,21 @@
 """The TFLOPs and memory columns of seed 003, Tables 6, 8, 9 and 11, against the arithmetic.
 
-The paper names its tool (calflops) and its 75 input tokens, not its conventions. The following one reproduces all 36 cells
-below to 0.012 TFLOPs, where the printed two digits allow 0.005:
+The paper names its tool (calflops) and its 75 input tokens, not its conventions. The following one reproduces all 36
+cells below to 0.012 TFLOPs, where the two printed digits allow 0.005:
 
 * two FLOPs per multiply-add, full (not causal-half) attention, lm head over all positions that are left;
-* tower and projector included, without the tower's QK^T and PV: its fused attention kernel is one that the tool does not
-  see. So the paper is 0.03 (CLIP, one image) to 3.03 TFLOPs (InternViT-6B, five tiles) below what is really computed;
-* 75 input tokens are all there are (no 35 system tokens on top); LLaVA's include the one <image> placeholder, which leaves
-  74 beside the 576 vision tokens; InternVL2's do not. InternVL2 sees five tiles of 256 vision tokens, eight for video;
-* VTW withdraws after half of the layers; FastV's K is 2; PDrop halves after every quarter of the layers, but in the models
-  with 24 layers after layers 8 and 16, the two of LLaVA's three boundaries (8, 16, 24) that they have.
+* tower and projector included, without the tower's QK^T and PV (presumably a fused kernel that the tool does not see).
+  So the paper is 0.03 (CLIP, one image) to 3.03 TFLOPs (InternViT-6B, five tiles) below what is really computed;
+* the 75 input tokens are all there are (no 35 system tokens on top). LLaVA's seem to include the <image> placeholder:
+  74 beside the 576 vision tokens fit, 75 are 0.01 TFLOPs too many; for InternVL2 75 fit. InternVL2 sees five tiles of
+  256 vision tokens; eight for video;
+* VTW withdraws after half of the layers; FastV's K is 2; PDrop halves after every quarter of the layers, but in the
+  models with 24 layers after layers 8 and 16, those of LLaVA's three boundaries (8, 16, 24) that they have.
 
 What does not reproduce: Table 1 prints 5.47 for PDrop and 5.49 for FastV (R=50%) on LLaVA-1.5-7B where Tables 6 and 8
-print 4.95 and 5.47; the arithmetic gives 4.949 and 5.468 and so sides with Tables 6 and 8. Table 10's FlashAttention2 rows
-(the same without the decoder's attention) fit for LLaVA (8.96 printed, 8.962 computed) and not for InternVL2-8B (23.67
-printed, 23.13 computed). The rows of G-Search and P-Sigmoid cannot be computed: their rates are not published.
+print 4.95 and 5.47; the arithmetic gives 4.949 and 5.468 and so sides with Tables 6 and 8. Table 10's FlashAttention2
+rows (the same without the decoder's attention) fit for LLaVA (8.96 printed, 8.962 computed) and not for InternVL2-8B
+(23.67 printed, 23.13 computed). The rows of G-Search and P-Sigmoid cannot be computed: their rates are not published.
 """
 
 from __future__ import annotations
