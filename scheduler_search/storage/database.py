@@ -365,7 +365,7 @@ def _asked(trial: TrialRecord) -> tuple[object, ...]:
 
 def _contradiction(what: str, recorded: object, given: object, place: str) -> DatabaseError:
     return DatabaseError(
-        f"the {what} must be the recorded one when it is recorded again",
+        f"the {what} must not change once recorded",
         actual=_short(f"{given} instead of {recorded}"),
         place=place,
         remedy="the computation is not repeatable, or the database was edited",

@@ -2,3 +2,8 @@
 
 Knows: no model, no database, no algorithm. Does not import torch, Optuna or SQL.
 """
+
+from scheduler_search.study.definition import StudyDefinition
+from scheduler_search.study.file import read_study_file
+
+__all__ = ["StudyDefinition", "read_study_file"]

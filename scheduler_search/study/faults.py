@@ -15,7 +15,8 @@ from pydantic_core import ErrorDetails
 
 from scheduler_search.errors import RuleError, StudyFileError
 
-_TAGS = frozenset({"rate", "tflops", "schedule"})
+# What pydantic puts into a location to say which form of the budget it tried.
+_TAGS = frozenset({"rate", "FlopsBudget", "ScheduleBudget"})
 
 
 def study_file_error(error: ValidationError | RuleError, model: type[BaseModel], place: str) -> StudyFileError:
@@ -49,21 +50,19 @@ def _from_detail(detail: ErrorDetails, model: type[BaseModel], place: str) -> St
         below = context["key"].split(".") if context["key"] else []
         where = _place(place, [*location, *below])
         return StudyFileError(context["rule"], actual=context["actual"], place=where, remedy=context["remedy"])
-    rule = detail["msg"].replace("Input should", "the value must").replace("String should", "the text must")
     actual = repr(detail.get("input"))
+    rule = "the value must be a table" if kind == "model_type" else _worded(detail["msg"])
     return StudyFileError(
         rule, actual=actual if len(actual) <= 60 else actual[:57] + "...", place=_place(place, location)
     )
 
 
+def _worded(message: str) -> str:
+    return message.replace("Input should", "the value must").replace("String should", "the text must")
+
+
 def _location(loc: Sequence[int | str]) -> list[str]:
-    """Keys of the location; the tag that pydantic adds for a form of the budget is no key."""
-    parts = [str(part) for part in loc]
-    if "budget" in parts:
-        after = parts.index("budget") + 1
-        if parts[after : after + 1] and parts[after] in _TAGS:
-            del parts[after]
-    return parts
+    return [str(part) for part in loc if part not in _TAGS]
 
 
 def _place(file: str, location: Sequence[str]) -> str:
@@ -78,9 +77,11 @@ def _place(file: str, location: Sequence[str]) -> str:
 def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
     """Keys of the table at ``loc``, found by walking the fields' types."""
     tables = [model]
-    for part in loc:
-        found = [_models(table.model_fields[str(part)].annotation) for table in tables if part in table.model_fields]
-        tables = [table for group in found for table in group] or tables
+    for part in map(str, loc):
+        if part in _TAGS:
+            tables = [table for table in tables if table.__name__ == part]
+        else:
+            tables = [inner for table in tables for inner in _models(table.model_fields[part].annotation)]
     fields = [(name, field) for table in tables for name, field in table.model_fields.items()]
     return [field.alias or name for name, field in fields if name != "written_paths"]
 

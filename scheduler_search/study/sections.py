@@ -205,16 +205,16 @@ class ScheduleBudget(Section):
 
 def _budget_kind(value: object) -> str | None:
     if isinstance(value, FlopsBudget) or (isinstance(value, Mapping) and "tflops" in value):
-        return "tflops"
+        return FlopsBudget.__name__
     if isinstance(value, ScheduleBudget) or (isinstance(value, Mapping) and "as" in value):
-        return "schedule"
+        return ScheduleBudget.__name__
     return None if isinstance(value, Mapping) else "rate"
 
 
 Budget = Annotated[
     Annotated[float, Field(gt=0, le=1), Tag("rate")]
-    | Annotated[FlopsBudget, Tag("tflops")]
-    | Annotated[ScheduleBudget, Tag("schedule")],
+    | Annotated[FlopsBudget, Tag("FlopsBudget")]
+    | Annotated[ScheduleBudget, Tag("ScheduleBudget")],
     Discriminator(
         _budget_kind,
         custom_error_type="study_budget",

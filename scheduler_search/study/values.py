@@ -23,8 +23,8 @@ class SplitDescription:
     Args:
         digest: over the content of every sample (image bytes, question, answers) in order.
         context_digest: over everything but rule and keep counts that can change a score on this split: weights,
-            revision, processor, prompt, data content, metric, generation settings, dtype, attention implementation, chunk
-            layout, thread count, library versions, device kind.
+            revision, processor, prompt, data content, metric, generation settings, dtype, attention implementation,
+            chunk layout, thread count, library versions, device kind.
         chunk_size: samples per chunk; the last chunk may be shorter. Chunk c holds the samples
             ``c * chunk_size .. min((c + 1) * chunk_size, samples) - 1`` of the (already permuted) split.
         vision_tokens: N of every sample, in the order of the split.
