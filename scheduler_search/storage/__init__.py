@@ -5,6 +5,7 @@ imports neither Optuna nor torch; ``optuna_storage`` imports Optuna when it is c
 """
 
 from scheduler_search.storage.database import StudyDatabase
+from scheduler_search.storage.engine import database_exists
 from scheduler_search.storage.optuna_trials import optuna_storage
 
-__all__ = ["StudyDatabase", "optuna_storage"]
+__all__ = ["StudyDatabase", "database_exists", "optuna_storage"]

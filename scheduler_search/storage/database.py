@@ -119,23 +119,24 @@ class StudyDatabase:
             StudyConflictError: a study of that name has another definition.
         """
         with self._write() as session:
-            row = session.scalar(select(StudyRow).where(StudyRow.name == definition.name))
+            row = session.scalar(queries.study(definition.name))
+            _refuse_other(row, definition)
             if row is None:
                 row = StudyRow(name=definition.name, digest=definition.digest, definition=definition.to_json())
                 session.add(row)
-            elif row.digest != definition.digest:
-                remedy = "give the changed study another name"
-                raise StudyConflictError(
-                    "a study keeps its definition", actual="another one", place=f"study {row.name!r}", remedy=remedy
-                )
             row.definition = definition.to_json()
             session.flush()
             return rows.study_record(row)
 
+    def check_definition(self, definition: StudyDefinition) -> None:
+        """Write nothing; StudyConflictError where ``add_study`` would raise it."""
+        with self._read() as session:
+            _refuse_other(session.scalar(queries.study(definition.name)), definition)
+
     def study(self, name: str) -> StudyRecord:
         """The study of that name; StudyNotFoundError with the nearest names where there is none."""
         with self._read() as session:
-            row = session.scalar(select(StudyRow).where(StudyRow.name == name))
+            row = session.scalar(queries.study(name))
             if row is not None:
                 return rows.study_record(row)
             names = list(session.scalars(select(StudyRow.name).order_by(StudyRow.name)))
@@ -352,6 +353,16 @@ class StudyDatabase:
         with self._read() as session:
             row = session.scalar(queries.schedule(study, version))
             return None if row is None else row.document
+
+
+def _refuse_other(row: StudyRow | None, definition: StudyDefinition) -> None:
+    if row is not None and row.digest != definition.digest:
+        raise StudyConflictError(
+            "a study keeps its definition",
+            actual="another one",
+            place=f"study {row.name!r}",
+            remedy="give the changed study another name",
+        )
 
 
 def _trial_place(stage: StageRecord, number: int) -> str:

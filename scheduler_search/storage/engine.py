@@ -58,6 +58,12 @@ def require_file(url: URL, *, may_create: bool) -> None:
         raise DatabaseError("the study database must exist", actual="no such file", place=shown(url), remedy=remedy)
 
 
+def database_exists(url: str) -> bool:
+    """Whether there is a file at ``url``; DatabaseError where the URL cannot name a study database."""
+    database = parse_url(url).database or ""
+    return database.startswith("file:") or Path(database).exists()
+
+
 def make_engine(url: URL) -> sqlalchemy.Engine:
     """An engine whose connections are durable, wait for each other and enforce foreign keys. Opens nothing yet."""
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS})

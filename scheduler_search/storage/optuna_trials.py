@@ -1,38 +1,60 @@
-"""Optuna's storage in the same database as our tables, under the same durability settings."""
+"""Optuna's storage in the same database as our tables, under the same durability settings.
+
+Knows: how Optuna's tables come to be. Does not know: the trials in them, which follow ours.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from scheduler_search.errors import DatabaseError
 from scheduler_search.storage.database import StudyDatabase
-from scheduler_search.storage.engine import BUSY_SECONDS, database_errors, set_pragmas
+from scheduler_search.storage.engine import BUSY_SECONDS, database_errors, set_pragmas, shown
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
+
+_ATTEMPTS = 50
+_PAUSE_SECONDS = 0.1
 
 
 def optuna_storage(database: StudyDatabase) -> RDBStorage:
     """Optuna's storage on the database's URL; creates Optuna's tables at the first call. Closed with ``database``.
 
-    Optuna is imported here and not at the top: commands that only read the study database must start quickly.
-
     Raises:
-        DatabaseError: the database cannot be written.
+        DatabaseError: the database cannot be written, or another version of Optuna wrote its tables.
     """
-    from optuna.storages import RDBStorage
-
-    url = database.url
-    with database_errors(url):
-        text = url.render_as_string(hide_password=False)
-        storage = RDBStorage(text, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+    with database_errors(database.url):
+        storage = _open(database)
     event.listen(storage.engine, "connect", set_pragmas)
     # Drop the connections that Optuna opened before the listener was there.
-    storage.remove_session()
-    storage.engine.dispose()
+    _close(storage)
     database.close_later(lambda: _close(storage))
     return storage
+
+
+def _open(database: StudyDatabase) -> RDBStorage:
+    """Try until Optuna's tables are there: processes that create them at the same time make each other fail."""
+    # Imported here and not at the top: commands that only read the study database must start quickly.
+    from optuna.storages import RDBStorage
+
+    url = database.url.render_as_string(hide_password=False)
+    for attempt in range(_ATTEMPTS):
+        try:
+            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+        except DBAPIError as error:
+            raced = isinstance(error, IntegrityError) or "already exists" in str(error.orig)
+            if not raced or attempt == _ATTEMPTS - 1:
+                raise
+        except RuntimeError as error:
+            rule = "Optuna's tables must be of the installed version"
+            raise DatabaseError(rule, actual=str(error), place=shown(database.url)) from error
+        time.sleep(_PAUSE_SECONDS)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _close(storage: RDBStorage) -> None:

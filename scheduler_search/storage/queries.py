@@ -12,7 +12,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from scheduler_search.errors import DatabaseError
-from scheduler_search.storage.tables import ChunkScoreRow, ScheduleRow, Table, TrialRow
+from scheduler_search.storage.tables import ChunkScoreRow, ScheduleRow, StudyRow, Table, TrialRow
 from scheduler_search.study.states import StageRecord, StudyRecord
 
 _Row = TypeVar("_Row", bound=Table)
@@ -26,14 +26,19 @@ def get(session: Session, kind: type[_Row], identity: int, place: str) -> _Row:
     return row
 
 
+def study(name: str) -> Select[StudyRow]:
+    """The study of that name."""
+    return select(StudyRow).where(StudyRow.name == name)
+
+
 def trial(stage: StageRecord, number: int) -> Select[TrialRow]:
     """One trial of a stage."""
     return select(TrialRow).where(TrialRow.stage_id == stage.id, TrialRow.number == number)
 
 
-def schedule(study: StudyRecord, version: int | None) -> Select[ScheduleRow]:
+def schedule(of: StudyRecord, version: int | None) -> Select[ScheduleRow]:
     """The schedule of a study in one version, or in the newest."""
-    query = select(ScheduleRow).where(ScheduleRow.study_id == study.id)
+    query = select(ScheduleRow).where(ScheduleRow.study_id == of.id)
     if version is not None:
         return query.where(ScheduleRow.version == version)
     return query.order_by(ScheduleRow.version.desc()).limit(1)

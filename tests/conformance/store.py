@@ -86,7 +86,15 @@ class StoreConformance:
     ) -> None:
         with pytest.raises(StudyConflictError, match=r"study keeps its definition.*study 'first'.*another name"):
             database.add_study(make_definition(samples=9))
+        with pytest.raises(StudyConflictError, match="study keeps its definition"):
+            database.check_definition(make_definition(samples=9))
         assert database.study("first").definition == study.definition
+
+    def test_checking_a_definition_writes_nothing(self, database: StudyDatabase) -> None:
+        database.check_definition(make_definition())
+        assert database.studies() == []
+        database.add_study(make_definition())
+        database.check_definition(make_definition(stride=3))
 
     def test_recorded_paths_follow_a_moved_study(self, database: StudyDatabase) -> None:
         def at(folder: str) -> StudyDefinition:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from scheduler_search.errors import DatabaseError
-from scheduler_search.storage import StudyDatabase
+from scheduler_search.storage import StudyDatabase, database_exists
 from tests.conformance.store import REDUCTION, StoreConformance, make_definition
 
 
@@ -65,7 +65,9 @@ def test_a_password_is_never_shown() -> None:
 
 def test_a_missing_file_is_not_created_unasked(file: Path) -> None:
     refused(url_of(file), "the study database must exist", create=False)
-    assert not file.exists()
+    assert not database_exists(url_of(file))
+    StudyDatabase.open(url_of(file)).close()
+    assert database_exists(url_of(file))
 
 
 def test_a_folder_is_not_a_database(tmp_path: Path) -> None:
