@@ -31,7 +31,7 @@ class ScheduleDocument:
         created: UTC, ISO 8601, ending in ``Z`` or ``+00:00``.
 
     Raises:
-        ScheduleDocumentError: ``created`` is no such time.
+        ScheduleDocumentError: ``created`` is no such time, or a measurement without a validation split.
     """
 
     schedule: Schedule
@@ -45,6 +45,9 @@ class ScheduleDocument:
         except ValidationError as error:
             rule = "created must be a time in UTC as ISO 8601, ending in Z"
             raise ScheduleDocumentError(rule, actual=repr(self.created)) from error
+        if self.measured is not None and self.provenance.validation_data_digest is None:
+            rule = "measured must be null without a validation split"
+            raise ScheduleDocumentError(rule, actual=f"a score over {self.measured.samples} samples")
 
     @property
     def digest(self) -> str:
