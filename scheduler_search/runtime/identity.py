@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import nn
 
 from scheduler_search.runtime.families import Family, family_of, family_of_config
 from scheduler_search.runtime.handle import vision_mask
+from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.schedule.cost import ModelShape
 from scheduler_search.schedule.values import ModelIdentity
 
@@ -35,7 +34,7 @@ def identify(model_or_config: Any, *, id: str | None = None, revision: str | Non
         architecture=family.architecture,
         decoder_layers=decoder_layers,
         vision_layers=vision_layers,
-        config_digest=_digest(family, config),
+        config_digest=digest_of(dict(family.shape_fields(config))),
     )
 
 
@@ -59,12 +58,6 @@ def _family_and_config(model_or_config: Any) -> tuple[Family, Any]:
     if isinstance(model_or_config, nn.Module):
         return family_of(model_or_config), model_or_config.config
     return family_of_config(model_or_config), model_or_config
-
-
-def _digest(family: Family, config: Any) -> str:
-    fields = dict(family.shape_fields(config))
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def _origin(config: Any) -> tuple[str, str]:
