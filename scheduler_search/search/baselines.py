@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from scheduler_search.rule import Rule, make_rule
-from scheduler_search.schedule.budget import family_rates_for_flops
-from scheduler_search.schedule.cost import ModelShape, mean_prefill_flops
+from scheduler_search.schedule.budget import solve_rate
+from scheduler_search.schedule.cost import ModelShape, SplitCost
 from scheduler_search.schedule.families import staircase, step, uniform, withdraw
 from scheduler_search.schedule.values import Reduction
 
@@ -38,15 +38,10 @@ class Baseline:
 
 @dataclass(frozen=True)
 class _Match:
-    """The cost to match, and the samples it is measured on."""
+    """The cost to match: ``target`` mean FLOPs as ``cost`` counts them."""
 
-    shape: ModelShape
-    vision_tokens: Sequence[int]
-    text_tokens: Sequence[int]
+    cost: SplitCost
     target: float
-
-    def cost(self, rates: Sequence[float]) -> float:
-        return mean_prefill_flops(self.shape, rates, self.vision_tokens, self.text_tokens)
 
     def rates(self, family: Family) -> tuple[float, ...]:
         """The dearest member of a family on [0, 1] that the target pays for, or its cheapest where that is dearer."""
@@ -54,7 +49,7 @@ class _Match:
             return family(0.0)
         if self.cost(family(1.0)) <= self.target:
             return family(1.0)
-        return family_rates_for_flops(family, self.shape, self.target, self.vision_tokens, self.text_tokens)
+        return family(solve_rate(lambda rate: self.cost(family(rate)), self.target))
 
 
 def baselines(
@@ -81,8 +76,8 @@ def baselines(
     if not any(searched.reduces(tokens) for tokens in set(vision_tokens)):
         return ()
     layers = len(searched.keep_rates)
-    target = mean_prefill_flops(shape, searched.keep_rates, vision_tokens, text_tokens)
-    match = _Match(shape, vision_tokens, text_tokens, target)
+    cost = SplitCost(shape, vision_tokens, text_tokens)
+    match = _Match(cost, cost(searched.keep_rates))
     random = make_rule("random", {"seed": seed})
     flat = match.rates(lambda rate: uniform(layers, rate, first_layer))
     fastv = match.rates(lambda rate: step(layers, min(_FASTV_LAYER, layers), rate))
@@ -96,7 +91,7 @@ def baselines(
         "withdraw": Reduction(_withdrawn(match, layers), searched.rule),
     }
     return tuple(
-        Baseline(name, reduction, match.cost(reduction.keep_rates) / target) for name, reduction in reductions.items()
+        Baseline(name, reduction, cost(reduction.keep_rates) / match.target) for name, reduction in reductions.items()
     )
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from scheduler_search.errors import SearchError
 from scheduler_search.schedule.budget import sigmoid_rates_for_flops
-from scheduler_search.schedule.cost import ModelShape, mean_prefill_flops
+from scheduler_search.schedule.cost import ModelShape, SplitCost
 from scheduler_search.schedule.counts import keep_counts
 from scheduler_search.schedule.families import sigmoid
 from scheduler_search.search.stage import Candidate, Stage
@@ -105,12 +105,13 @@ class PSigmoid:
 
     def _candidates(self) -> tuple[Candidate, ...]:
         steepest = self._steepest()
+        cost = SplitCost(self.shape, self.vision_tokens, self.text_tokens)
         distinct: dict[tuple[int, ...], Candidate] = {}
         for k in _grid(steepest):
             rates = self._rates(k)
             feature = math.log1p(k) / math.log1p(steepest) if steepest else 0.0
             distinct.setdefault(self._counts(rates), Candidate(k, rates, 0.0, min(feature, 1.0)))
-        return tuple(sorted(distinct.values(), key=lambda candidate: (self._cost(candidate), candidate.value)))
+        return tuple(sorted(distinct.values(), key=lambda candidate: (cost(candidate.keep_rates), candidate.value)))
 
     def _steepest(self) -> float:
         """The smallest k found, by halving and bisection, from which on the counts are those of the limit."""
@@ -138,9 +139,6 @@ class PSigmoid:
 
     def _counts(self, rates: Sequence[float]) -> tuple[int, ...]:
         return tuple(count for tokens in self._distinct for count in keep_counts(rates, tokens))
-
-    def _cost(self, candidate: Candidate) -> float:
-        return mean_prefill_flops(self.shape, candidate.keep_rates, self.vision_tokens, self.text_tokens)
 
     @cached_property
     def _distinct(self) -> tuple[int, ...]:

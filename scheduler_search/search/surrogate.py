@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 
 import numpy
@@ -34,9 +35,12 @@ def suggest(stage: Stage, observations: Sequence[Observation], seed: int, number
     """
     if is_initial(stage, number) or not observations:
         return suggest_uniform(stage, observations, seed, number)
-    from scheduler_search.search.gaussian_process import most_improving
-
-    return most_improving(stage, observations, unseen(stage, observations), derived_seed(seed, stage, number))
+    free = unseen(stage, observations)
+    with warnings.catch_warnings():
+        # linear_operator, below GPyTorch, still compiles with torch.jit.script when it is first imported.
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=DeprecationWarning)
+        from scheduler_search.search.gaussian_process import most_improving
+    return most_improving(stage, observations, free, derived_seed(seed, stage, number))
 
 
 def suggest_uniform(stage: Stage, observations: Sequence[Observation], seed: int, number: int) -> int:

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scheduler_search.errors import SearchError
+from scheduler_search.schedule.counts import keep_count
+from scheduler_search.search import GSearch, Observation, Stage, decide
+from tests.search.simulated import run_algorithm
+
+
+def _decide(algorithm: GSearch, *counts: int) -> list:
+    decisions = []
+    for count in counts:
+        stage = algorithm.next_stage(decisions)
+        assert stage is not None
+        decisions.append(decide(stage, [Observation(count, 0.5, 0.0, 0.0, 0.5)]))
+    return decisions
+
+
+def test_stages_go_from_shallow_to_deep_in_steps_of_stride() -> None:
+    algorithm = GSearch(layers=12, max_vision_tokens=64)
+    assert algorithm.searched_layers == (3, 6, 9, 12)
+    assert algorithm.stages == 4
+    names = [algorithm.next_stage(_decide(algorithm, *[64] * index)).name for index in range(4)]  # type: ignore[union-attr]
+    assert names == ["layer-03", "layer-06", "layer-09", "layer-12"]
+    assert algorithm.next_stage(_decide(algorithm, 64, 64, 64, 64)) is None
+
+
+def test_the_first_stage_offers_every_count_and_starts_at_all_tokens() -> None:
+    stage = GSearch(layers=12, max_vision_tokens=64).next_stage([])
+    assert stage is not None
+    assert [keep_count(one.value, 64) for one in stage.candidates] == list(range(65))
+    assert stage.candidates[stage.anchor].keep_rates == (1.0,) * 12
+    assert stage.trials == 31
+    assert [one.feature for one in stage.candidates[:: stage.anchor]] == [0.0, 1.0]
+    assert stage.candidates[32].penalty == 0.005
+
+
+def test_later_layers_hold_the_candidate_and_earlier_ones_their_decision() -> None:
+    algorithm = GSearch(layers=8, max_vision_tokens=4, first_layer=3, stride=2)
+    stage = algorithm.next_stage(_decide(algorithm, 3))
+    assert stage is not None
+    assert len(stage.candidates) == 4
+    assert stage.candidates[2].keep_rates == (1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.5, 0.5)
+    assert stage.candidates[stage.anchor].keep_rates == algorithm.final(_decide(algorithm, 3))
+
+
+def test_no_tokens_left_ends_the_search() -> None:
+    algorithm = GSearch(layers=12, max_vision_tokens=64)
+    decisions = _decide(algorithm, 10, 0)
+    assert algorithm.next_stage(decisions) is None
+    assert algorithm.final(decisions) == (1.0, 1.0, *[10 / 64] * 3, *[0.0] * 7)
+
+
+def test_without_decisions_every_token_is_kept() -> None:
+    assert GSearch(layers=5, max_vision_tokens=2).final([]) == (1.0,) * 5
+
+
+@given(st.integers(1, 5000), st.data())
+def test_a_rate_keeps_its_count_for_the_largest_sample(vision_tokens: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, vision_tokens))
+    assert keep_count(count / vision_tokens, vision_tokens) == count
+    assert round(count / vision_tokens * vision_tokens) == count
+
+
+@pytest.mark.parametrize("name", ["layers", "max_vision_tokens", "first_layer", "stride"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    with pytest.raises(SearchError, match=f"{name} must be at least 1"):
+        GSearch(**({"layers": 4, "max_vision_tokens": 4} | {name: 0}))
+
+
+def test_a_first_layer_behind_the_last_is_refused() -> None:
+    with pytest.raises(SearchError, match="first_layer must be at most 4"):
+        GSearch(layers=4, max_vision_tokens=4, first_layer=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    layers=st.integers(3, 9),
+    tokens=st.integers(1, 12),
+    stride=st.integers(1, 3),
+    penalty=st.sampled_from([0.0, 0.01, 0.3]),
+    samples=st.integers(1, 7),
+    trend=st.sampled_from([-0.5, 0.0, 0.011, 0.3]),
+    noise=st.sampled_from([0.0, 0.002, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_score_falls_by_at_most_the_penalty_in_total(
+    layers: int, tokens: int, stride: int, penalty: float, samples: int, trend: float, noise: float, seed: int
+) -> None:
+    """The losses telescope, for arbitrary scores and arbitrary choices of trials.
+
+    A trend just above the penalty tempts greed to lose a little at every stage; noise makes scores jump anywhere.
+    """
+    generator = numpy.random.default_rng(seed)
+    table: dict[tuple[float, ...], list[float]] = {}
+
+    def scores(rates: tuple[float, ...]) -> Sequence[float]:
+        if rates not in table:
+            mean = sum(rates) / layers
+            table[rates] = list((trend * mean + noise * generator.random(samples)).clip(0.0, 1.0))
+        return table[rates]
+
+    def choose(stage: Stage, observations: Sequence[Observation], number: int) -> int:
+        del observations
+        return stage.anchor if number == 0 else int(generator.integers(len(stage.candidates)))
+
+    algorithm = GSearch(layers, tokens, first_layer=2, stride=stride, penalty=penalty, initial=1, iterations=2)
+    decisions = run_algorithm(algorithm, scores, choose)
+    before = math.fsum(scores((1.0,) * layers)) / samples
+    after = math.fsum(scores(algorithm.final(decisions))) / samples
+    assert after >= before - penalty * (1.0 - algorithm.final(decisions)[-1]) - 1e-9
