@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import struct
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,9 +46,12 @@ def load_image(path: Path) -> Image:
     """The decoded image, upright (EXIF orientation applied), RGB."""
     from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
-        image.load()
-        return ImageOps.exif_transpose(image).convert("RGB")
+    with warnings.catch_warnings():
+        # Broken metadata of a whole picture is none of our business; a broken picture raises.
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _lines(path: Path) -> list[str]:
