@@ -81,11 +81,11 @@ def check_prefill(module: nn.Module, arguments: dict[str, Any]) -> None:
         raise UnsupportedError(
             "a forward pass under a schedule cannot be compiled", place=_PLACE, remedy="run it without torch.compile"
         )
-    if module.training and getattr(module, "is_gradient_checkpointing", False):
+    if module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
         raise UnsupportedError(
             "gradient checkpointing cannot be used, since it runs layers again outside the forward pass",
             place=_PLACE,
-            remedy="call model.eval() or model.gradient_checkpointing_disable()",
+            remedy="call model.eval() before the forward pass",
         )
 
 
