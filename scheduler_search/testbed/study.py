@@ -49,10 +49,13 @@ def kendall_taus(scores: Tensor) -> list[float]:
     return taus
 
 
-def blind_accuracy(asked: Sequence[tuple[str, str]]) -> float:
-    """Share of (question, answer) pairs that the most frequent answer to the same words in the train split gets."""
+def blind_accuracy(asked: Sequence[tuple[str, str]], learned: int = BLIND_QUESTIONS) -> float:
+    """Share of (question, answer) pairs that the most frequent answer to the same words gets.
+
+    It is counted over the first ``learned`` questions of the train split; words that they lack count as wrong.
+    """
     seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for index in range(BLIND_QUESTIONS):
+    for index in range(learned):
         words, answer = draft("train", 0, index).asked
         seen[" ".join(words)][answer] += 1
     right = sum(seen[question].most_common(1)[0][0] == answer for question, answer in asked if question in seen)
