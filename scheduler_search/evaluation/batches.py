@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from scheduler_search.errors import ModelError
 from scheduler_search.evaluation.prompts import Prompt
 from scheduler_search.evaluation.samples import Sample
+from scheduler_search.runtime import vision_tokens
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,18 @@ class Chunk:
             raise AssertionError("pixels are let go only once their features are kept")
         with torch.inference_mode():
             output = model.get_image_features(**_on(device, self._vision), return_dict=True)
-        return tuple(feature.cpu() for feature in output.pooler_output)
+        features = tuple(feature.cpu() for feature in output.pooler_output)
+        self._check_counts(model, sum(len(feature) for feature in features))
+        return features
+
+    def _check_counts(self, model: Any, found: int) -> None:
+        expected = int(vision_tokens(model, self.language["input_ids"]).sum())
+        if found != expected:
+            raise ModelError(
+                "processor and model must agree on the number of vision tokens",
+                actual=f"{expected} placeholders for {found} features",
+                remedy="check patch_size and num_additional_image_tokens of the processor",
+            )
 
 
 def make_batch(samples: Sequence[Sample], prompt: Prompt, model: Any) -> Batch:

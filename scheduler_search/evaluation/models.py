@@ -146,7 +146,7 @@ def load_model(section: ModelSection, base: Path) -> LoadedModel:
         processor = _load_processor(section, checkpoint)
         model = _load_weights(section, checkpoint, _dtype(section.dtype, device))
     _check_serves_stored_features(model, checkpoint.id)
-    model.generation_config = _greedy(model.generation_config)
+    model.generation_config = _greedy(model.generation_config, processor.tokenizer.pad_token_id)
     model.eval().requires_grad_(False).to(device)
     revision = getattr(model.config, "_commit_hash", None) if checkpoint.directory is None else None
     weights, files = _digests(checkpoint, revision)
@@ -167,7 +167,12 @@ def _load_processor(section: ModelSection, checkpoint: Checkpoint) -> Any:
         raise ModelError(
             "the processor must take images and text", actual=type(processor).__name__, place=checkpoint.id
         )
-    processor.tokenizer.padding_side = "left"
+    if getattr(processor, "patch_size", 0) is None:
+        raise ModelError("the processor must know the patch size", place=checkpoint.id, remedy="set it in its files")
+    tokenizer = processor.tokenizer
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # any token will do: padding is masked
     return processor
 
 
@@ -213,11 +218,11 @@ def _check_serves_stored_features(model: Any, place: str) -> None:
         )
 
 
-def _greedy(settings: GenerationConfig) -> GenerationConfig:
+def _greedy(settings: GenerationConfig, pad_token_id: int) -> GenerationConfig:
     return GenerationConfig(
         bos_token_id=settings.bos_token_id,
         eos_token_id=settings.eos_token_id,
-        pad_token_id=settings.pad_token_id,
+        pad_token_id=pad_token_id,
         do_sample=False,
         num_beams=1,
     )

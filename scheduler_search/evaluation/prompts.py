@@ -73,11 +73,20 @@ def make_prompt(setting: str, processor: Any, place: str) -> Prompt:
     if setting == AUTO and getattr(processor, "chat_template", None):
         prompt = Prompt(None, placeholder, processor)
     else:
-        template = _QUESTION if setting == AUTO else setting
-        template = template if placeholder in template else f"{placeholder}\n{template}"
-        prompt = Prompt(template, placeholder, processor)
+        prompt = Prompt(
+            _with_image(_QUESTION if setting == AUTO else setting, placeholder, processor), placeholder, processor
+        )
     _check_one_image(prompt, place)
     return prompt
+
+
+def _with_image(template: str, placeholder: str, processor: Any) -> str:
+    """The template with the image in front of its text, behind its BOS."""
+    if placeholder in template:
+        return template
+    bos = processor.tokenizer.bos_token or ""
+    start = bos if template.startswith(bos) else ""
+    return f"{start}{placeholder}\n{template.removeprefix(start)}"
 
 
 def _check_one_image(prompt: Prompt, place: str) -> None:

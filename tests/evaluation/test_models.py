@@ -66,6 +66,23 @@ def test_the_files_digest_covers_the_processor(tiny_model: Path, copy: Path) -> 
     assert load(tiny_model).files != load(copy).files
 
 
+def test_a_tokenizer_without_padding_pads_with_its_end(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["pad_token"]
+    path.write_text(json.dumps(settings))
+    loaded = load(copy)
+    assert loaded.processor.tokenizer.pad_token == "</s>"
+    assert loaded.model.generation_config.pad_token_id == loaded.processor.tokenizer.eos_token_id
+
+
+def test_a_processor_without_patch_size(copy: Path) -> None:
+    path = copy / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"patch_size": None}))
+    with pytest.raises(ModelError, match="must know the patch size"):
+        load(copy)
+
+
 def test_a_missing_directory(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"directory of the model must exist.*check \[model\] id"):
         load(tmp_path / "gone")

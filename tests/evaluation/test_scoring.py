@@ -1,0 +1,103 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from scheduler_search.errors import UnsupportedError
+from scheduler_search.evaluation import scoring
+from scheduler_search.evaluation.batches import Chunk, make_batch
+from scheduler_search.evaluation.metrics import metric_of
+from scheduler_search.evaluation.models import LoadedModel, load_model
+from scheduler_search.evaluation.prompts import make_prompt
+from scheduler_search.evaluation.samples import Sample
+from scheduler_search.evaluation.sources import read_splits
+from scheduler_search.rule import make_rule
+from scheduler_search.schedule.values import Reduction, VisionReduction
+from scheduler_search.study.definition import StudyDefinition
+from tests.evaluation.conftest import FULL, LAYERS, REDUCED
+
+EXACT = metric_of("exact-match")
+
+
+@pytest.fixture
+def loaded(definition: Callable[..., StudyDefinition]) -> LoadedModel:
+    return load_model(definition().model, Path())
+
+
+@pytest.fixture
+def chunk(loaded: LoadedModel, definition: Callable[..., StudyDefinition]) -> Chunk:
+    samples = read_splits(definition(), Path())["search"][:4]
+    return Chunk(make_batch(samples, make_prompt("auto", loaded.processor, "tiny"), loaded.model))
+
+
+def answering(*answers: str) -> Sample:
+    return Sample("line 1", "where", answers, "digest", lambda: Image.new("RGB", (1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("answers", "mode"),
+    [
+        (("red",), "prefill"),
+        (("red", "b3"), "prefill"),
+        (("red circle",), "generate"),
+        (("red", "red circle"), "generate"),
+        (("unheard",), "generate"),  # one id, but the unknown one
+        (("</s>",), "generate"),  # one id whose text is nothing
+    ],
+)
+def test_one_prefill_where_every_answer_is_one_token(loaded: LoadedModel, answers: Any, mode: str) -> None:
+    samples = [answering("blue"), answering(*answers)]
+    assert scoring.answer_mode(samples, loaded.processor.tokenizer, EXACT, 16) == mode
+
+
+def test_one_new_token_is_one_prefill(loaded: LoadedModel) -> None:
+    assert scoring.answer_mode([answering("red circle")], loaded.processor.tokenizer, EXACT, 1) == "prefill"
+
+
+@pytest.mark.parametrize("reduction", [FULL, REDUCED])
+def test_a_prefill_answers_like_a_generation_of_one_token(
+    loaded: LoadedModel, chunk: Chunk, reduction: Reduction
+) -> None:
+    prefill = scoring.predict(loaded, chunk, reduction, "prefill", 16)
+    assert prefill == scoring.predict(loaded, chunk, reduction, "generate", 1)
+    longer = scoring.predict(loaded, chunk, reduction, "generate", 4)
+    assert all(text.startswith(first) for text, first in zip(longer, prefill, strict=True))
+    assert any(len(text.split()) > 1 for text in longer)
+
+
+def test_generation_ends_at_the_end_token(loaded: LoadedModel, chunk: Chunk) -> None:
+    first = scoring.predict(loaded, chunk, FULL, "generate", 4)
+    word = next(text.split()[1] for text in first if len(text.split()) > 1)
+    end = loaded.model.generation_config.eos_token_id
+    loaded.model.generation_config.eos_token_id = [end, loaded.processor.tokenizer.convert_tokens_to_ids(word)]
+    ended = scoring.predict(loaded, chunk, FULL, "generate", 4)
+    for before, after in zip(first, ended, strict=True):
+        words = before.split()
+        assert after.split() == (words[: words.index(word) + 1] if word in words else words)
+
+
+def test_the_model_is_left_without_hooks(loaded: LoadedModel, chunk: Chunk) -> None:
+    def hooks() -> int:
+        modules = loaded.model.modules()
+        return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+
+    chunk.arguments(loaded.model, loaded.device)  # the library hooks the tower on its first call, and leaves it so
+    before = hooks()
+    scoring.predict(loaded, chunk, REDUCED, "prefill", 16)
+    assert hooks() == before
+
+
+def test_a_reduction_inside_the_tower_is_refused(loaded: LoadedModel, chunk: Chunk) -> None:
+    reduction = Reduction.__new__(Reduction)  # no declared rule acts in the tower yet, so none can be built
+    object.__setattr__(reduction, "keep_rates", (0.5,) * LAYERS)
+    object.__setattr__(reduction, "vision", VisionReduction.__new__(VisionReduction))
+    object.__setattr__(reduction.vision, "rule", make_rule("random"))
+    with pytest.raises(UnsupportedError, match="must not reduce inside the vision tower"):
+        scoring.predict(loaded, chunk, reduction, "prefill", 16)
+
+
+def test_scores_are_one_per_sample() -> None:
+    samples = [answering("red"), answering("blue")]
+    assert scoring.score(EXACT, ["Red.", "red"], samples) == (1.0, 0.0)
