@@ -156,10 +156,9 @@ class ScheduleHandle:
 
     def _plan(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         config = self.model.config
-        vision = vision_mask(self._family, config, input_ids)
         needs_grids = self._entry is not None and self._entry.needs_grids
         grids = functools.partial(self._family.grids, config) if needs_grids else None
-        prompt = read_prompt(input_ids, attention_mask, vision, grids)
+        prompt = read_prompt(input_ids, attention_mask, self._family.vision_token_ids(config), grids)
         plan = Plan.of(self.reduction.keep_rates, prompt.vision_tokens)
         self._pass.plan, self._pass.slots = plan, prompt.slots
         if plan.reduces:
@@ -206,9 +205,3 @@ class ScheduleHandle:
                 remedy="remove the schedule, change the implementation, apply the schedule again",
             )
         return Masks(self.model.dtype if implementation == "eager" else None)  # type: ignore[arg-type]
-
-
-def vision_mask(family: Family, config: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """[B, S] bool, True where an input id stands for a vision token."""
-    ids = torch.tensor(family.vision_token_ids(config), device=input_ids.device)
-    return torch.isin(input_ids, ids)

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from scheduler_search.runtime.families import Family, family_of, family_of_config
-from scheduler_search.runtime.handle import vision_mask
 from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.schedule.cost import ModelShape
 from scheduler_search.schedule.values import ModelIdentity
@@ -51,7 +50,8 @@ def vision_tokens(model_or_config: Any, input_ids: torch.Tensor) -> torch.Tensor
         UnsupportedError: a model that the runtime does not serve.
     """
     family, config = _family_and_config(model_or_config)
-    return vision_mask(family, config, input_ids)
+    ids = torch.tensor(family.vision_token_ids(config), device=input_ids.device)
+    return torch.isin(input_ids, ids)
 
 
 def _family_and_config(model_or_config: Any) -> tuple[Family, Any]:

@@ -57,7 +57,7 @@ class Plan:
 def read_prompt(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    vision: torch.Tensor,
+    vision_ids: tuple[int, ...],
     grids: Callable[[int], tuple[Grid, ...]] | None,
 ) -> Prompt:
     """Bring a batch's prompt to the host.
@@ -65,12 +65,11 @@ def read_prompt(
     Args:
         input_ids: [B, S] int64.
         attention_mask: [B, S], 0 for padding; None if there is none.
-        vision: [B, S] bool.
+        vision_ids: input ids that stand for vision tokens.
         grids: N -> the images of a sample with N vision tokens, where a rule needs them.
     """
     ids = input_ids.cpu().numpy().astype(np.int64, copy=False)
-    marked = vision.cpu().numpy()
-    real = np.ones_like(marked) if attention_mask is None else attention_mask.cpu().numpy().astype(np.bool_)
-    marked = marked & real
-    images = () if grids is None else tuple(grids(int(count)) for count in marked.sum(axis=1))
-    return Prompt(ids, real, marked, images)
+    real = np.ones(ids.shape, np.bool_) if attention_mask is None else attention_mask.cpu().numpy().astype(np.bool_)
+    vision = np.isin(ids, vision_ids) & real
+    images = () if grids is None else tuple(grids(int(count)) for count in vision.sum(axis=1))
+    return Prompt(ids, real, vision, images)

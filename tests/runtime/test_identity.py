@@ -106,7 +106,7 @@ def test_apply_schedule():
 def test_a_schedule_for_another_model():
     model, other = build(), build("qwen2")
     schedule = Schedule(identify(other, id="org/other"), reduction())
-    with pytest.raises(ScheduleMismatchError, match="for org/other.*allow_other_model=True"):
+    with pytest.raises(ScheduleMismatchError, match=r"for org/other.*allow_other_model=True"):
         apply_schedule(model, schedule)
     apply_schedule(model, schedule, allow_other_model=True).remove()
     deeper = build(layers=LAYERS + 1)

@@ -137,7 +137,7 @@ def test_without_a_cache(model_of, attention):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rates", [RATES, (1.0, 0.3, 0.3, 0.0), (1.0, 1.0, 1.0, 0.5)])
 def test_by_hand_in_float64(seed, rates):
-    """A left-padded batch against each of its samples by hand: twelve greedy steps, tokens, logits and cache lengths."""
+    """A left-padded batch against each of its samples: twelve greedy steps, tokens, logits and cache lengths."""
     model, inputs, applied = build(seed=seed), batch(seed=seed), reduction(rates)
     with apply_reduction(model, applied):
         tokens, logits, _ = generate(model, inputs, 12)

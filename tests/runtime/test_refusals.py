@@ -30,7 +30,7 @@ def test_other_architectures():
     config = transformers.LlamaConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=50
     )
-    with pytest.raises(UnsupportedError, match="LlavaForConditionalGeneration.*but got LlamaForCausalLM") as error:
+    with pytest.raises(UnsupportedError, match=r"LlavaForConditionalGeneration.*but got LlamaForCausalLM") as error:
         apply_reduction(transformers.LlamaForCausalLM(config), reduction())
     assert_refused(error)
 
