@@ -220,14 +220,12 @@ class StudyDatabase:
         """
         asked = TrialRecord(number, candidate, tuple(keep_rates), evaluation_key)
         with self._write() as session:
-            row = session.scalar(queries.trial(stage, number))
-            if row is None:
-                layers = rows.layer_rows(TrialLayerRow, asked.keep_rates)
+            recorded = next(iter(queries.trials(session, stage, number)), None)
+            if recorded is None:
                 row = TrialRow(stage_id=stage.id, number=number, candidate=candidate, evaluation_key=evaluation_key)
-                row.layers = layers
+                row.layers = rows.layer_rows(TrialLayerRow, asked.keep_rates)
                 session.add(row)
                 return
-            recorded = rows.trial_record(row)
             if _asked(recorded) != _asked(asked):
                 raise _contradiction("candidate", recorded.candidate, candidate, _trial_place(stage, number))
 
@@ -243,7 +241,7 @@ class StudyDatabase:
         figures = (score, difference, variance, objective)
         place = _trial_place(stage, number)
         with self._write() as session:
-            row = session.scalar(queries.trial(stage, number))
+            row = queries.trial_row(session, stage, number)
             if row is None:
                 raise DatabaseError("a trial must be begun before it is finished", place=place)
             if row.state == "complete":
@@ -257,8 +255,7 @@ class StudyDatabase:
     def trials(self, stage: StageRecord) -> list[TrialRecord]:
         """The recorded trials of a stage, by number."""
         with self._read() as session:
-            query = select(TrialRow).where(TrialRow.stage_id == stage.id).order_by(TrialRow.number)
-            return [rows.trial_record(row) for row in session.scalars(query)]
+            return queries.trials(session, stage)
 
     # Evaluations
 

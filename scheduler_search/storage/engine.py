@@ -67,7 +67,6 @@ def database_exists(url: str) -> bool:
 def make_engine(url: URL) -> sqlalchemy.Engine:
     """An engine whose connections are durable, wait for each other and enforce foreign keys. Opens nothing yet."""
     engine = sqlalchemy.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-    event.listen(engine, "connect", _take_over_transactions)
     event.listen(engine, "connect", set_pragmas)
     event.listen(engine, "begin", _begin)
     return engine
@@ -89,12 +88,8 @@ def database_errors(url: URL) -> Iterator[None]:
         raise DatabaseError("the study database must be usable", actual=reason, place=shown(url)) from error
 
 
-def _take_over_transactions(connection: sqlite3.Connection, _record: object) -> None:
-    # The driver would begin by itself, only at the first INSERT, and never around CREATE TABLE.
-    connection.isolation_level = None
-
-
 def _begin(connection: sqlalchemy.Connection) -> None:
+    # The driver itself would begin at the first INSERT, deferred, and never around CREATE TABLE.
     # A deferred transaction that reads first and writes later fails at once when another process wrote in between.
     read_only = connection.get_execution_options().get(READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

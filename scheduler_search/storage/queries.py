@@ -12,8 +12,9 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from scheduler_search.errors import DatabaseError
-from scheduler_search.storage.tables import ChunkScoreRow, ScheduleRow, StudyRow, Table, TrialRow
-from scheduler_search.study.states import StageRecord, StudyRecord
+from scheduler_search.storage import rows
+from scheduler_search.storage.tables import ChunkScoreRow, ScheduleRow, StudyRow, Table, TrialLayerRow, TrialRow
+from scheduler_search.study.states import StageRecord, StudyRecord, TrialRecord
 
 _Row = TypeVar("_Row", bound=Table)
 
@@ -31,9 +32,24 @@ def study(name: str) -> Select[StudyRow]:
     return select(StudyRow).where(StudyRow.name == name)
 
 
-def trial(stage: StageRecord, number: int) -> Select[TrialRow]:
+def trial_row(session: Session, stage: StageRecord, number: int) -> TrialRow | None:
     """One trial of a stage."""
-    return select(TrialRow).where(TrialRow.stage_id == stage.id, TrialRow.number == number)
+    return session.scalar(select(TrialRow).where(TrialRow.stage_id == stage.id, TrialRow.number == number))
+
+
+def trials(session: Session, stage: StageRecord, number: int | None = None) -> list[TrialRecord]:
+    """The trials of a stage by number, or the one of that number."""
+    chosen = [TrialRow.stage_id == stage.id]
+    if number is not None:
+        chosen.append(TrialRow.number == number)
+    # The layers as plain tuples: a stage has thousands of them, and objects would take most of the time.
+    query = select(TrialLayerRow.trial_id, TrialLayerRow.keep_rate).join(TrialRow).where(*chosen)
+    ordered = session.execute(query.order_by(TrialLayerRow.trial_id, TrialLayerRow.layer))
+    rates = {trial: tuple(rate for _, rate in group) for trial, group in groupby(ordered, lambda row: row[0])}
+    return [
+        rows.trial_record(row, rates.get(row.id, ()))
+        for row in session.scalars(select(TrialRow).where(*chosen).order_by(TrialRow.number))
+    ]
 
 
 def schedule(of: StudyRecord, version: int | None) -> Select[ScheduleRow]:
@@ -50,4 +66,4 @@ def scores(session: Session, evaluation: int, chunk: int | None = None) -> dict[
     if chunk is not None:
         query = query.where(ChunkScoreRow.chunk == chunk)
     ordered = session.execute(query.order_by(ChunkScoreRow.chunk, ChunkScoreRow.sample))
-    return {number: tuple(row.score for row in group) for number, group in groupby(ordered, lambda row: row.chunk)}
+    return {number: tuple(score for _, score in group) for number, group in groupby(ordered, lambda row: row[0])}

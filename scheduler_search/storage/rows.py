@@ -77,12 +77,12 @@ def decision_row(stage: StageRow, decision: Decision) -> DecisionRow:
     )
 
 
-def trial_record(row: TrialRow) -> TrialRecord:
-    """The trial that a row holds."""
+def trial_record(row: TrialRow, keep_rates: tuple[float, ...]) -> TrialRecord:
+    """The trial that a row and those of its layers hold."""
     return TrialRecord(
         number=row.number,
         candidate=row.candidate,
-        keep_rates=tuple(layer.keep_rate for layer in row.layers),
+        keep_rates=keep_rates,
         evaluation_key=row.evaluation_key,
         state="complete" if row.state == "complete" else "running",
         score=row.score,

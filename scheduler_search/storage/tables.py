@@ -115,7 +115,7 @@ class TrialRow(Table):
     objective: Mapped[float | None] = mapped_column(Double)
     begun: Mapped[datetime] = _now()
     finished: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
-    layers: Mapped[list[TrialLayerRow]] = relationship(lazy="selectin", order_by="TrialLayerRow.layer")
+    layers: Mapped[list[TrialLayerRow]] = relationship(lazy="raise")
     __table_args__ = (
         UniqueConstraint("stage_id", "number"),
         CheckConstraint("state IN ('running', 'complete')", name="state"),

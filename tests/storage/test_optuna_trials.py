@@ -55,6 +55,7 @@ def test_a_database_with_optunas_tables_only_is_completed(url: str) -> None:
         assert database.studies() == []
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_neither_optuna_nor_torch() -> None:
     code = "import sys, scheduler_search.storage; print(sorted({'optuna', 'torch', 'transformers'} & set(sys.modules)))"
     root = Path(__file__).parents[2]
