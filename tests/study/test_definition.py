@@ -186,7 +186,7 @@ def test_other_rules_have_no_seed(tmp_path: Path) -> None:
 def test_a_definition_is_frozen_and_strict(tmp_path: Path) -> None:
     definition = read(tmp_path, MINIMAL)
     with pytest.raises(ValidationError):
-        definition.name = "other"
+        definition.name = "other"  # type: ignore[misc]
     with pytest.raises(RuleError):
         StudyDefinition.model_validate({**definition.to_document(), "rule": {"name": "nothing"}})
 
