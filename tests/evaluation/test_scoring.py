@@ -16,7 +16,7 @@ from scheduler_search.evaluation.sources import read_splits
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction, VisionReduction
 from scheduler_search.study.definition import StudyDefinition
-from tests.evaluation.conftest import FULL, LAYERS, REDUCED
+from tests.evaluation.conftest import FULL, LAYERS, REDUCED, uniform_from_second
 
 EXACT = metric_of("exact-match")
 
@@ -76,6 +76,12 @@ def test_generation_ends_at_the_end_token(loaded: LoadedModel, chunk: Chunk) -> 
     for before, after in zip(first, ended, strict=True):
         words = before.split()
         assert after.split() == (words[: words.index(word) + 1] if word in words else words)
+
+
+def test_the_reduction_is_applied(loaded: LoadedModel, chunk: Chunk) -> None:
+    none_left = uniform_from_second(0.0)
+    full, reduced = (scoring.predict(loaded, chunk, reduction, "generate", 6) for reduction in (FULL, none_left))
+    assert full != reduced
 
 
 def test_the_model_is_left_without_hooks(loaded: LoadedModel, chunk: Chunk) -> None:
