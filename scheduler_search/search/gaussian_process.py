@@ -7,6 +7,7 @@ fastest.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ from botorch.exceptions.warnings import InputDataWarning
 from botorch.fit import fit_gpytorch_mll
 from botorch.models import SingleTaskGP
 from botorch.utils.sampling import manual_seed
+from gpytorch.constraints import GreaterThan
+from gpytorch.kernels import MaternKernel
 from gpytorch.mlls import ExactMarginalLogLikelihood
+from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
 from scheduler_search.search.observation import Observation
@@ -27,6 +31,13 @@ from scheduler_search.search.stage import Stage
 # the paired variance is 0; but the score is a step function, and between two candidates it can still move by a
 # sample.
 NOISE_FLOOR = 1e-4
+
+# Score curves have knees, and a stage is one-dimensional: a Matern kernel whose lengthscale is expected to be a fifth
+# of the domain, within a factor of 4. BoTorch's default (a smooth kernel, lengthscale 4) is made for many dimensions:
+# on simulated curves it missed a bump of a tenth of the domain in 13 % of searches, this one in 8 %.
+_LENGTHSCALE = 0.2
+_LOG_LENGTHSCALE_DEVIATION = 0.75
+_SHORTEST_LENGTHSCALE = 0.025
 
 # A spread of objectives below this is rounding: standardising it would make a signal of it.
 _CONSTANT = 1e-9
@@ -51,14 +62,23 @@ def most_improving(stage: Stage, observations: Sequence[Observation], free: Sequ
 
 def _log_expected_improvement(stage: Stage, observations: Sequence[Observation], free: Sequence[int]) -> Tensor:
     """Logarithm of the expected improvement at ``free``, shape [candidates]."""
+    # The improvement is over the best observed value, which is what a stage decides on, not over the model's best mean.
     points = _features(stage, [observation.candidate for observation in observations])
     values, variances = _standardised(stage, observations)
-    model = SingleTaskGP(points, values, variances, outcome_transform=None)
+    model = SingleTaskGP(points, values, variances, covar_module=_kernel(), outcome_transform=None)
     fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     with torch.no_grad():
         acquisition = LogExpectedImprovement(model, best_f=values.max())
         result: Tensor = acquisition(_features(stage, free).unsqueeze(-2))
     return result
+
+
+def _kernel() -> MaternKernel:
+    return MaternKernel(
+        nu=2.5,
+        lengthscale_prior=LogNormalPrior(math.log(_LENGTHSCALE), _LOG_LENGTHSCALE_DEVIATION),
+        lengthscale_constraint=GreaterThan(_SHORTEST_LENGTHSCALE, transform=None, initial_value=_LENGTHSCALE),
+    )
 
 
 def _features(stage: Stage, candidates: Sequence[int]) -> Tensor:
