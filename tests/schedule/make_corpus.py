@@ -163,6 +163,12 @@ def edited(old: str, new: str) -> str:
     return text.replace(old, new, 1)
 
 
+def forged() -> str:
+    """A digest of something else, under a record digest that covers it."""
+    document = searched() | {"digest": "sha256:" + "4c" * 32}
+    return text_of(document | {"record_digest": digest_of(document)})
+
+
 def edited_provenance(**fields: object) -> str:
     return changed("provenance", searched()["provenance"] | fields)
 
@@ -256,6 +262,7 @@ INVALID: dict[str, tuple[str, str, bool]] = {
     ),
     "vision-list": (changed("vision", []), "vision: must be a valid dictionary", True),
     "digest-wrong": (edited("0.375", "0.376"), "digest must be that of the content", False),
+    "digest-forged": (forged(), "digest must be that of the content", False),
     "digest-malformed": (edited('"digest": "sha256:', '"digest": "md5:'), "digest: string should match", True),
     "record-digest-wrong": (edited("0.981", "0.991"), "record_digest must be that of the content", False),
     "record-digest-provenance": (edited('"seed": 0', '"seed": 1'), "record_digest must be that of the content", False),

@@ -23,6 +23,8 @@ from scheduler_search.schedule.cost import DecoderShape, ModelShape, VisionShape
 
 pytestmark = pytest.mark.slow
 
+# 1 % is promised; the counts are equal, and a test that allows 1 % would not notice a missing pooling head.
+TOLERANCE = 1e-9
 PATCHES = 144
 TEXT = 20
 IMAGE_ID = 299
@@ -78,9 +80,9 @@ def test_unreduced_prefill_is_what_torch_counts(tower: str, text: str, images: i
     ours = shape(CLIP if tower == "clip" else SIGLIP)
     rates = (1.0,) * 4
     counted = counted_prefill(model, images, logits_to_keep=1)
-    assert prefill_flops(ours, rates, images * PATCHES, TEXT) == pytest.approx(counted, rel=0.01)
+    assert prefill_flops(ours, rates, images * PATCHES, TEXT) == pytest.approx(counted, rel=TOLERANCE)
     counted = counted_prefill(model, images)
-    assert prefill_flops(ours, rates, images * PATCHES, TEXT, logits="all") == pytest.approx(counted, rel=0.01)
+    assert prefill_flops(ours, rates, images * PATCHES, TEXT, logits="all") == pytest.approx(counted, rel=TOLERANCE)
 
 
 def test_reduced_prefill_is_the_sum_of_the_layers_at_their_reduced_lengths() -> None:
@@ -94,7 +96,7 @@ def test_reduced_prefill_is_the_sum_of_the_layers_at_their_reduced_lengths() -> 
             layer(hidden, position_embeddings=decoder.rotary_emb(hidden, positions), attention_mask=None)
         model.lm_head(torch.zeros(1, 1, 96))
         model.get_image_features(pixel_values=torch.zeros(1, 3, 96, 96))
-    assert prefill_flops(shape(CLIP), rates, PATCHES, TEXT) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert prefill_flops(shape(CLIP), rates, PATCHES, TEXT) == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
 
 
 def test_reduced_tower_is_the_sum_of_its_layers_at_their_reduced_lengths() -> None:
@@ -104,4 +106,4 @@ def test_reduced_tower_is_the_sum_of_its_layers_at_their_reduced_lengths() -> No
         tower.embeddings(torch.zeros(1, 3, 96, 96))
         for layer, count in zip(tower.encoder.layers, (144, 72, 36), strict=True):
             layer(torch.zeros(1, count + 1, 48), None)
-    assert CLIP.image_flops(rates) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert CLIP.image_flops(rates) == pytest.approx(counter.get_total_flops(), rel=TOLERANCE)
