@@ -97,8 +97,8 @@ def parse_document(text: str, place: str) -> ScheduleDocument:
         )
     except SchedulerSearchError as error:
         raise ScheduleDocumentError(error.rule, actual=error.actual, place=place, remedy=error.remedy) from error
-    _check_digest("digest", wire.digest, document.digest, place)
-    _check_digest("record_digest", wire.record_digest, document.record_digest, place)
+    _check_digest("digest must be that of what is executed", wire.digest, document.digest, place)
+    _check_digest("record_digest must be that of the whole document", wire.record_digest, document.record_digest, place)
     return document
 
 
@@ -197,11 +197,10 @@ def _rule(kind: str, key: str, message: str) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}"
 
 
-def _check_digest(name: str, stated: str, computed: str, place: str) -> None:
+def _check_digest(rule: str, stated: str, computed: str, place: str) -> None:
     if stated != computed:
-        rule = f"{name} must be that of the content, {computed}"
         remedy = "the document was changed after it was written; get it anew"
-        raise ScheduleDocumentError(rule, actual=stated, place=place, remedy=remedy)
+        raise ScheduleDocumentError(f"{rule}, {computed}", actual=stated, place=place, remedy=remedy)
 
 
 def _short(value: object) -> str:
