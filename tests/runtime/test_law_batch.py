@@ -18,10 +18,15 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+# Every decoder with the default rule and with one that changes hidden states; every rule with one decoder.
+CASES = [("llama", rule) for rule in RULES] + [
+    (decoder, rule) for decoder in DECODERS[1:] for rule in ("attention-rank", "pooling-then-rank")
+]
+
+
+@pytest.mark.parametrize(("decoder", "rule"), CASES)
 @pytest.mark.parametrize("name", ["padded", "mixed"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("decoder", DECODERS)
 def test_a_batch_is_its_samples(model_of, decoder, attention, name, rule):
     model, inputs = model_of(decoder, attention), batch(name)
     with apply_reduction(model, RULES[rule]) as handle:

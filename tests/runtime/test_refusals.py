@@ -42,6 +42,7 @@ def test_other_decoders(model):
     assert_refused(error)
 
 
+@pytest.mark.slow
 # torch warns about its own use of torch.jit when torch.compile is first imported.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 @pytest.mark.parametrize("compiled", ["wrapped", "in-place"])
@@ -53,6 +54,15 @@ def test_compiled_models(model, compiled):
     with pytest.raises(UnsupportedError, match=r"compiled") as error:
         apply_reduction(model, reduction())
     assert_refused(error)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_compiling_a_hooked_model(model):
+    with apply_reduction(model, reduction()):
+        with pytest.raises(UnsupportedError, match="cannot be compiled") as error:
+            torch.compile(model, backend="eager")(**batch())
+        assert_refused(error)
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention"])
