@@ -31,9 +31,7 @@ class Evaluations:
         description = self._executor.split(split)
         evaluation = self._record(description, reduction)
         recorded = self._database.chunk_scores(evaluation)
-        missing = [
-            ChunkTask(split, chunk, reduction) for chunk in range(description.chunks) if chunk not in recorded
-        ]
+        missing = [ChunkTask(split, chunk, reduction) for chunk in range(description.chunks) if chunk not in recorded]
         for result in self._executor.run(missing):
             self._database.add_chunk(evaluation, result.task.chunk, result.scores)
             recorded[result.task.chunk] = result.scores

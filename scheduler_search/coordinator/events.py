@@ -20,7 +20,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class TrialFinished:
-    """One candidate is scored: ``value`` is its keep rate or k; ``best_*`` belong to the best trial of the stage so far."""
+    """One candidate is scored: ``value`` is its keep rate or k; ``best_*`` belong to the best trial so far."""
 
     stage: str
     number: int

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import optuna
-import torch
 
 from scheduler_search.coordinator.evaluations import Evaluations
 from scheduler_search.coordinator.events import Listener, StageDecided, ignore
 from scheduler_search.coordinator.stage import StageRunner
 from scheduler_search.errors import SchedulerSearchError
 from scheduler_search.schedule.values import Reduction
-from scheduler_search.search import Algorithm, Stage, algorithm_for
+from scheduler_search.search import Algorithm, algorithm_for
 from scheduler_search.storage import StudyDatabase, optuna_storage
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.states import Decision, StudyRecord, StudyState
@@ -39,9 +38,9 @@ def run_study(
         KeyboardInterrupt: the study is marked interrupted; it can be resumed.
     """
     algorithm = make_algorithm(study.definition, executor)
-    with _recorded_state(database, study), _quiet_and_single_threaded():
+    with _recorded_state(database, study), _quiet_optuna():
         decisions = _run_stages(database, study, executor, algorithm, listener)
-    return Reduction(algorithm.final(decisions), study.definition.rule.resolve(study.definition.seed))
+    return Reduction(algorithm.final(decisions), study.definition.resolved_rule)
 
 
 def _run_stages(
@@ -76,22 +75,11 @@ def _recorded_state(database: StudyDatabase, study: StudyRecord) -> Iterator[Non
 
 
 @contextmanager
-def _quiet_and_single_threaded() -> Iterator[None]:
-    """Optuna logs warnings only. The Gaussian process is fitted on one thread: on a busy machine two are 50 times slower.
-
-    The executor sets its own thread count around each chunk, so this changes no score.
-    """
+def _quiet_optuna() -> Iterator[None]:
+    """Our progress is shown by our listener; of Optuna only warnings are wanted."""
     verbosity = optuna.logging.get_verbosity()
-    threads = torch.get_num_threads()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         optuna.logging.set_verbosity(verbosity)
-
-
-def trials_planned(algorithm: Algorithm, first: Stage) -> int:
-    """Upper bound of the trials of a whole study, for a progress bar: later stages are at most as long as the first."""
-    return algorithm.stages * first.trials

@@ -1,4 +1,4 @@
-"""One stage of a study: ask, evaluate, record, tell, decide; and the repair of Optuna's trials on resume.
+"""One stage of a study: ask, evaluate, record, tell, decide.
 
 Our tables are the truth. Every step is written to them first and to Optuna second, so that after a kill at any moment
 Optuna's trials are at most one step behind and are brought up from ours. Suggestions depend on the recorded
@@ -8,15 +8,16 @@ observations, the seed, the stage and the trial number only; a resumed stage con
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
-import optuna
-from optuna.trial import TrialState
+from optuna.storages import BaseStorage
 
 from scheduler_search.coordinator.evaluations import Evaluations
 from scheduler_search.coordinator.events import Listener, StageDecided, StageStarted, TrialFinished
+from scheduler_search.coordinator.optuna_stage import OptunaStage
 from scheduler_search.errors import DatabaseError
 from scheduler_search.schedule.values import Reduction
-from scheduler_search.search import CANDIDATE, Observation, Stage, decide, observe, sampler_for
+from scheduler_search.search import Observation, Stage, decide, observe
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.states import Decision, StageRecord, TrialRecord
@@ -32,7 +33,7 @@ class StageRunner:
         record: StageRecord,
         database: StudyDatabase,
         evaluations: Evaluations,
-        storage: optuna.storages.BaseStorage,
+        storage: BaseStorage,
         listener: Listener,
     ) -> None:
         self._definition = definition
@@ -41,18 +42,13 @@ class StageRunner:
         self._database = database
         self._evaluations = evaluations
         self._listener = listener
-        self._optuna = optuna.create_study(
-            storage=storage,
-            study_name=f"{definition.name}/{stage.index + 1:02d}-{stage.name}",
-            direction="maximize",
-            load_if_exists=True,
-        )
+        self._optuna = OptunaStage(definition, stage, storage)
         self._observations: list[Observation] = []
 
     def run(self) -> Decision:
         """Run the trials that are missing and record the decision."""
         trials = {trial.number: trial for trial in self._database.trials(self._record)}
-        finished = sum(trial.finished for trial in trials.values())
+        finished = sum(trial.state == "complete" for trial in trials.values())
         self._listener(StageStarted(self._stage.name, self._stage.parameter, self._stage.trials, finished))
         for number in range(self._stage.trials):
             self._observations.append(self._run_trial(number, trials.get(number)))
@@ -62,8 +58,8 @@ class StageRunner:
         return decision
 
     def _run_trial(self, number: int, recorded: TrialRecord | None) -> Observation:
-        trial = self._attach(number)
-        candidate = trial.suggest_int(CANDIDATE, 0, len(self._stage.candidates) - 1)
+        asked = self._optuna.ask(number)
+        candidate = asked.candidate
         if recorded is not None and recorded.candidate != candidate:
             raise DatabaseError(
                 "the trials of a stage must be the ones that its recorded history leads to",
@@ -71,12 +67,12 @@ class StageRunner:
                 place=f"stage {self._stage.name!r}, trial {number}",
                 remedy="the database was edited, or written by another version of the software",
             )
-        if recorded is not None and recorded.finished:
+        if recorded is not None and recorded.state == "complete":
             observation = _recorded_observation(recorded)
         else:
             observation = self._observe(number, candidate)
-        self._tell(trial, observation)
-        if recorded is None or not recorded.finished:
+        self._optuna.tell(asked, observation)
+        if recorded is None or recorded.state != "complete":
             self._report(number, observation)
         return observation
 
@@ -85,7 +81,7 @@ class StageRunner:
         key = self._evaluations.key("search", reduction)
         self._database.begin_trial(self._record, number, candidate, reduction.keep_rates, key)
         scores = self._evaluations.scores("search", reduction)
-        observation = observe(self._stage, candidate, scores, self._anchor_scores())
+        observation = observe(self._stage, candidate, scores, self._anchor_scores)
         self._database.finish_trial(
             self._record,
             number,
@@ -96,45 +92,12 @@ class StageRunner:
         )
         return observation
 
+    @cached_property
     def _anchor_scores(self) -> Sequence[float]:
         return self._evaluations.scores("search", self._reduction(self._stage.anchor))
 
     def _reduction(self, candidate: int) -> Reduction:
-        rule = self._definition.rule.resolve(self._definition.seed)
-        return Reduction(self._stage.candidates[candidate].keep_rates, rule)
-
-    def _attach(self, number: int) -> optuna.Trial:
-        """The Optuna trial of that number: the recorded one, or a new one. Never a second one for the same number."""
-        existing = self._optuna.get_trials(deepcopy=False)
-        self._optuna.sampler = sampler_for(
-            self._definition.search.sampler, self._stage, self._definition.seed, number
-        )
-        if number < len(existing):
-            return optuna.trial.Trial(self._optuna, existing[number]._trial_id)
-        trial = self._optuna.ask()
-        if trial.number != number:
-            raise DatabaseError(
-                "one coordinator at a time runs a study",
-                actual=f"Optuna trial {trial.number} where {number} was due",
-                place=f"stage {self._stage.name!r}",
-                remedy="stop the other process, then `scheduler-search resume` this study",
-            )
-        return trial
-
-    def _tell(self, trial: optuna.Trial, observation: Observation) -> None:
-        if self._optuna.get_trials(deepcopy=False)[trial.number].state == TrialState.COMPLETE:
-            return
-        candidate = self._stage.candidates[observation.candidate]
-        attributes = {
-            self._stage.parameter: candidate.value,
-            "score": observation.score,
-            "difference": observation.difference,
-            "variance": observation.variance,
-            "objective": observation.objective,
-        }
-        for name, value in attributes.items():
-            trial.set_user_attr(name, value)
-        self._optuna.tell(trial, observation.objective)
+        return Reduction(self._stage.candidates[candidate].keep_rates, self._definition.resolved_rule)
 
     def _report(self, number: int, observation: Observation) -> None:
         best = decide(self._stage, [*self._observations, observation])

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 
@@ -52,14 +51,10 @@ class LocalExecutor:
 
     Building one sets the process's CPU thread count to ``[workers] threads``. Data are read before the model is loaded.
     Scores do not depend on the order of tasks, and running a task again gives the same scores bit for bit.
-
-    Args:
-        base: folder that relative paths of the definition are relative to.
     """
 
-    def __init__(self, definition: StudyDefinition, base: Path) -> None:
+    def __init__(self, definition: StudyDefinition) -> None:
         self._definition = definition
-        self._base = base
         self._metric = metric_of(definition.data.metric)
         self._splits: Splits | None = None
         self._loaded: LoadedModel | None = None
@@ -121,14 +116,14 @@ class LocalExecutor:
 
     def _load(self) -> tuple[LoadedModel, Prompt]:
         if self._loaded is None or self._prompt is None:
-            loaded = load_model(self._definition.model, self._base)
+            loaded = load_model(self._definition.model)
             self._prompt = make_prompt(self._definition.model.prompt, loaded.processor, loaded.checkpoint.id)
             self._loaded = loaded
         return self._loaded, self._prompt
 
     def _samples(self, name: SplitName) -> tuple[Sample, ...]:
         if self._splits is None:
-            self._splits = read_splits(self._definition, self._base)
+            self._splits = read_splits(self._definition)
         if name not in self._splits:
             raise DataError(f"the study must have a {name} split", remedy=f"add {name} = {{ samples = ... }} to [data]")
         return self._splits[name]

@@ -76,7 +76,7 @@ class LoadedModel:
     revision: str | None
 
 
-def find_checkpoint(section: ModelSection, base: Path) -> Checkpoint:
+def find_checkpoint(section: ModelSection) -> Checkpoint:
     """Where the model of the study is.
 
     Raises:
@@ -84,7 +84,7 @@ def find_checkpoint(section: ModelSection, base: Path) -> Checkpoint:
     """
     if section.id.startswith(TESTBED):
         return _testbed_checkpoint(section.id.removeprefix(TESTBED))
-    directory = base / Path(section.id).expanduser()
+    directory = Path(section.id).expanduser()
     if directory.is_dir():
         _check_directory(directory)
         return Checkpoint(str(directory), directory.resolve().name, None)
@@ -130,7 +130,7 @@ def _check_directory(directory: Path) -> None:
         )
 
 
-def load_model(section: ModelSection, base: Path) -> LoadedModel:
+def load_model(section: ModelSection) -> LoadedModel:
     """Load model and processor: weights from safetensors only, all of them, evaluation mode, on the study's device.
 
     ``dtype = "auto"`` is float32 on a CPU and the dtype of the checkpoint elsewhere. Of the checkpoint's generation
@@ -140,7 +140,7 @@ def load_model(section: ModelSection, base: Path) -> LoadedModel:
         ModelError: the model or its processor cannot be loaded.
         UnsupportedError: the model cannot be given vision features that were computed before.
     """
-    checkpoint = find_checkpoint(section, base)
+    checkpoint = find_checkpoint(section)
     device = _device(section.device)
     with _quiet_library():
         processor = _load_processor(section, checkpoint)

@@ -30,11 +30,8 @@ SPLITS: tuple[SplitName, ...] = ("search", "validation", "test")
 Splits = dict[SplitName, tuple[Sample, ...]]
 
 
-def read_splits(definition: StudyDefinition, base: Path) -> Splits:
+def read_splits(definition: StudyDefinition) -> Splits:
     """Every split of the study, permuted by its seed; splits that the study does not have are not in it.
-
-    Args:
-        base: folder that relative paths of the definition are relative to.
 
     Raises:
         DataError: unknown source, or anything that is wrong with the data.
@@ -45,7 +42,7 @@ def read_splits(definition: StudyDefinition, base: Path) -> Splits:
         raise DataError(
             "a data source must be a known one", actual=repr(definition.data.source), remedy=f"known sources: {known}"
         )
-    splits = source(definition, base)
+    splits = source(definition)
     check_disjoint(splits)
     return splits
 
@@ -54,7 +51,7 @@ def _sizes(definition: StudyDefinition) -> dict[SplitName, int]:
     return {name: definition.data.splits[name].samples for name in SPLITS if name in definition.data.splits}
 
 
-def _jsonl_splits(definition: StudyDefinition, base: Path) -> Splits:
+def _jsonl_splits(definition: StudyDefinition) -> Splits:
     """Splits with a file of their own are read from it; the others are dealt from ``[data] path``."""
     data, sizes = definition.data, _sizes(definition)
     own = {name for name in sizes if data.splits[name].path is not None}
@@ -64,12 +61,12 @@ def _jsonl_splits(definition: StudyDefinition, base: Path) -> Splits:
         path, folder = data.split_path(names[0]), data.image_folder(names[0])
         if path is None or folder is None:
             raise DataError(f"the data of {names[0]} must have a file", remedy="set [data] path")
-        samples = read_jsonl(base / path, base / folder)
-        splits |= deal(samples, {name: sizes[name] for name in names}, definition.seed, str(base / path))
+        samples = read_jsonl(Path(path), Path(folder))
+        splits |= deal(samples, {name: sizes[name] for name in names}, definition.seed, str(path))
     return {name: splits[name] for name in sizes}
 
 
-def _testbed_splits(definition: StudyDefinition, _base: Path) -> Splits:
+def _testbed_splits(definition: StudyDefinition) -> Splits:
     from scheduler_search.testbed import generate
 
     return {

@@ -1,0 +1,34 @@
+"""Validates a searched schedule on held-out data, freezes it and writes it; or says why not.
+
+Knows: measurements, baselines, the gate and the file. Does not know: tensors, or how the search found the schedule.
+"""
+
+from scheduler_search.export.measure import Comparison, compare, measure, unreduced
+from scheduler_search.export.paired import Mean, PairedDifference, mean_score, paired_difference
+from scheduler_search.export.publish import (
+    check_folder,
+    check_gate,
+    check_validated,
+    freeze,
+    publish,
+    recorded_document,
+    searched_reduction,
+)
+
+__all__ = [
+    "Comparison",
+    "Mean",
+    "PairedDifference",
+    "check_folder",
+    "check_gate",
+    "check_validated",
+    "compare",
+    "freeze",
+    "mean_score",
+    "measure",
+    "paired_difference",
+    "publish",
+    "recorded_document",
+    "searched_reduction",
+    "unreduced",
+]

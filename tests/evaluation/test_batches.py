@@ -1,7 +1,6 @@
 """Vision features are computed once per chunk, and nobody can tell from the logits."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +21,12 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def loaded(definition: Callable[..., StudyDefinition]) -> LoadedModel:
-    return load_model(definition().model, Path())
+    return load_model(definition().model)
 
 
 @pytest.fixture
 def samples(definition: Callable[..., StudyDefinition]) -> tuple[Sample, ...]:
-    return read_splits(definition(), Path())["search"][:5]
+    return read_splits(definition())["search"][:5]
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def _threads() -> Iterator[None]:
 
 
 def of(study: StudyDefinition) -> tuple[str, dict[str, Any]]:
-    worker = LocalExecutor(study, Path())
+    worker = LocalExecutor(study)
     return worker.split("search").context_digest, worker.context("search")
 
 

@@ -25,7 +25,7 @@ def _threads() -> Iterator[None]:
 
 
 def executor(definition: StudyDefinition) -> LocalExecutor:
-    return LocalExecutor(definition, Path())
+    return LocalExecutor(definition)
 
 
 def scores(worker: LocalExecutor, tasks: list[ChunkTask]) -> dict[ChunkTask, tuple[float, ...]]:

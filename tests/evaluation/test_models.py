@@ -12,11 +12,9 @@ from scheduler_search.evaluation.models import LoadedModel, load_model
 from scheduler_search.study.sections import ModelSection
 from tests.evaluation.conftest import save_tiny_model
 
-BASE = Path()
-
 
 def load(path: Path | str, **keys: object) -> LoadedModel:
-    return load_model(ModelSection.model_validate({"id": str(path), "device": "cpu", **keys}), BASE)
+    return load_model(ModelSection.model_validate({"id": str(path), "device": "cpu", **keys}))
 
 
 @pytest.fixture
@@ -32,9 +30,10 @@ def test_loads_a_directory_under_its_name(tiny_model: Path) -> None:
     assert loaded.processor.tokenizer.padding_side == "left"
 
 
-def test_a_relative_directory_starts_at_the_base(tiny_model: Path) -> None:
+def test_a_relative_directory_starts_at_the_working_folder(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_model.parent)
     section = ModelSection(id=tiny_model.name, device="cpu")
-    assert load_model(section, tiny_model.parent).checkpoint.id == "tiny"
+    assert load_model(section).checkpoint.id == "tiny"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

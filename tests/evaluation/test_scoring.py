@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,12 +22,12 @@ EXACT = metric_of("exact-match")
 
 @pytest.fixture
 def loaded(definition: Callable[..., StudyDefinition]) -> LoadedModel:
-    return load_model(definition().model, Path())
+    return load_model(definition().model)
 
 
 @pytest.fixture
 def chunk(loaded: LoadedModel, definition: Callable[..., StudyDefinition]) -> Chunk:
-    samples = read_splits(definition(), Path())["search"][:4]
+    samples = read_splits(definition())["search"][:4]
     return Chunk(make_batch(samples, make_prompt("auto", loaded.processor, "tiny"), loaded.model))
 
 

@@ -11,7 +11,6 @@ from scheduler_search.study.definition import StudyDefinition
 from tests.evaluation.conftest import write_image, write_jsonl
 
 Make = Callable[..., StudyDefinition]
-BASE = Path()
 
 
 def records(first: int, count: int) -> list[dict[str, object]]:
@@ -29,7 +28,7 @@ def two_files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_only_the_splits_of_the_study_are_read(definition: Make) -> None:
-    splits = read_splits(definition(), BASE)
+    splits = read_splits(definition())
     assert {name: len(samples) for name, samples in splits.items()} == {"search": 7, "validation": 4}
 
 
@@ -38,7 +37,7 @@ def test_splits_with_their_own_files(definition: Make, two_files: tuple[Path, Pa
     study = definition(
         data={"path": str(first), "search": {"samples": 3}, "validation": {"samples": 4, "path": str(second)}}
     )
-    splits = read_splits(study, BASE)
+    splits = read_splits(study)
     assert {sample.id.split(",")[0] for sample in splits["search"]} == {"a.jsonl"}
     assert {sample.id.split(",")[0] for sample in splits["validation"]} == {"b.jsonl"}
 
@@ -51,13 +50,16 @@ def test_files_that_share_an_image_are_refused(definition: Make, two_files: tupl
         data={"path": str(first), "search": {"samples": 4}, "validation": {"samples": 4, "path": str(second)}}
     )
     with pytest.raises(DataError, match=r"search and validation must not share images.*a.jsonl, line 4 and c.jsonl"):
-        read_splits(study, BASE)
+        read_splits(study)
 
 
-def test_relative_paths_start_at_the_base(definition: Make, two_files: tuple[Path, Path]) -> None:
+def test_relative_paths_start_at_the_working_folder(
+    definition: Make, two_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, _ = two_files
+    monkeypatch.chdir(first.parent)
     study = definition(data={"path": "a.jsonl", "search": {"samples": 2}, "validation": {"samples": 1}})
-    assert len(read_splits(study, first.parent)["search"]) == 2
+    assert len(read_splits(study)["search"]) == 2
 
 
 def test_images_can_lie_in_another_folder(definition: Make, two_files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -67,14 +69,14 @@ def test_images_can_lie_in_another_folder(definition: Make, two_files: tuple[Pat
     study = definition(
         data={"path": str(moved), "images": str(tmp_path), "search": {"samples": 2}, "validation": {"samples": 1}}
     )
-    assert len(read_splits(study, BASE)["search"]) == 2
+    assert len(read_splits(study)["search"]) == 2
 
 
 def test_the_testbed_gives_the_same_samples_again(definition: Make) -> None:
     data = {"source": "testbed", "path": None, "search": {"samples": 20}, "validation": {"samples": 5}}
-    first, second = (read_splits(definition(data=data), BASE) for _ in range(2))
+    first, second = (read_splits(definition(data=data)) for _ in range(2))
     assert split_digest(first["search"]) == split_digest(second["search"])
-    other = read_splits(definition(data=data, seed=1), BASE)
+    other = read_splits(definition(data=data, seed=1))
     assert split_digest(first["search"]) != split_digest(other["search"])
     image = numpy.asarray(first["search"][0].load_image())
     assert (image.shape, str(image.dtype)) == ((64, 64, 3), "uint8")

@@ -1,7 +1,6 @@
 """The executor on the shipped testbed model: it answers, and it forgets gracefully."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ def worker() -> Iterator[LocalExecutor]:
         "model": {"id": "testbed:tiny-llava", "device": "cpu"},
         "data": {"source": "testbed", "search": {"samples": 160}},
     }
-    yield LocalExecutor(StudyDefinition.model_validate(tables), Path())
+    yield LocalExecutor(StudyDefinition.model_validate(tables))
     torch.set_num_threads(threads)
 
 

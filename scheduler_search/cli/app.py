@@ -1,0 +1,152 @@
+"""The commands and their options; each hands over to one function of a module that is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from scheduler_search.errors import SchedulerSearchError
+
+app = typer.Typer(
+    name="scheduler-search",
+    help="Search, validate, freeze and apply per-layer keep-rate schedules for the vision tokens of multimodal LLMs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a study.")]
+ScheduleFile = Annotated[Path, typer.Argument(metavar="SCHEDULE.json", help="A schedule document.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    database: Annotated[
+        str,
+        typer.Option(
+            "--database",
+            metavar="URL",
+            envvar="SCHEDULER_SEARCH_DATABASE",
+            help="The study database.",
+        ),
+    ] = "sqlite:///scheduler-search.db",
+) -> None:
+    """Options of every command."""
+    context.obj = database
+
+
+@app.command()
+def launch(
+    context: typer.Context,
+    study_file: Annotated[
+        Path, typer.Argument(metavar="STUDY.toml", help="A study file; studies/README.md has every key.")
+    ],
+) -> None:
+    """Start the study of a study file, or go on with it if it was started before."""
+    from scheduler_search.cli.search import launch_study
+
+    launch_study(context.obj, study_file)
+
+
+@app.command()
+def resume(context: typer.Context, name: Name) -> None:
+    """Go on with an interrupted study, exactly where it stopped."""
+    from scheduler_search.cli.search import resume_study
+
+    resume_study(context.obj, name)
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Name of a study; all studies without it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the studies of the database, or the stages and decisions of one."""
+    from scheduler_search.cli.status import print_status
+
+    print_status(context.obj, name, as_json)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the schedules.")] = Path("schedules"),
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Write nothing and exit with 3 if the upper 95 % limit of the loss on the validation split exceeds X.",
+        ),
+    ] = None,
+    allow_unvalidated: Annotated[
+        bool, typer.Option("--allow-unvalidated", help="Export a study that has no validation split.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Measure again and replace the recorded export.")] = False,
+) -> None:
+    """Validate the schedule that a study found on data it never saw, freeze it, and write it as JSON."""
+    from scheduler_search.cli.export import export_schedule
+
+    export_schedule(context.obj, name, out, max_drop=max_drop, allow_unvalidated=allow_unvalidated, replace=replace)
+
+
+@app.command()
+def evaluate(
+    context: typer.Context,
+    schedule: ScheduleFile,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            "--study",
+            metavar="NAME|STUDY.toml",
+            help="Where model and data come from; the study that made the schedule without it.",
+        ),
+    ] = None,
+    split: Annotated[
+        Literal["search", "validation", "test"], typer.Option("--split", help="Which data.")
+    ] = "validation",
+    as_json: AsJson = False,
+) -> None:
+    """Apply a schedule to its model and compare it with the unreduced model: score, cost, milliseconds."""
+    from scheduler_search.cli.evaluate import evaluate_schedule
+
+    evaluate_schedule(context.obj, schedule, study, split, as_json)
+
+
+@app.command()
+def show(schedule: ScheduleFile) -> None:
+    """Print a schedule: keep rates per layer as a bar chart, rules, provenance and measurements."""
+    from scheduler_search.cli.show import show_schedule
+
+    show_schedule(schedule)
+
+
+@app.command()
+def check(schedule: ScheduleFile) -> None:
+    """Check a schedule document: format, digests, keep rates and rules. Loads no model."""
+    from scheduler_search.cli.show import check_schedule
+
+    check_schedule(schedule)
+
+
+def main() -> None:
+    """Run the command line. An error of ours is one line and its exit code; Ctrl-C is 130."""
+    try:
+        app()
+    except SchedulerSearchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,109 @@
+"""`evaluate`: apply a schedule to its model and compare it with the unreduced model on one split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from scheduler_search.cli.render import bar_chart, interval, plain_table
+from scheduler_search.errors import StudyFileError
+from scheduler_search.study import StudyDefinition, read_study_file
+
+if TYPE_CHECKING:
+    from scheduler_search.export import Comparison
+    from scheduler_search.schedule.document import ScheduleDocument
+    from scheduler_search.study.values import Executor, SplitName
+
+
+def evaluate_schedule(url: str, path: Path, study: str | None, split: SplitName, as_json: bool) -> None:
+    """Compare a schedule with the unreduced model; scores are taken from the study database where they are known.
+
+    Raises:
+        ScheduleMismatchError: the schedule was made for another model than the study's.
+        SchedulerSearchError: schedule, study, data or database are at fault.
+    """
+    from scheduler_search.coordinator import Evaluations
+    from scheduler_search.evaluation import LocalExecutor
+    from scheduler_search.export import compare
+    from scheduler_search.schedule.document import read_document
+    from scheduler_search.storage import StudyDatabase
+
+    document = read_document(path)
+    from_file = study is not None and study.endswith(".toml")
+    definition = read_study_file(Path(study)) if from_file and study is not None else None
+    with StudyDatabase.open(url, create=from_file) as database, Console(stderr=True).status("evaluating"):
+        definition = definition or database.study(study or document.provenance.study).definition
+        _check_split(definition, split)
+        executor = LocalExecutor(definition)
+        scores = Evaluations(database, executor).scores
+        comparison = compare(document.schedule.reduction, split, executor, scores)
+    if as_json:
+        print(json.dumps(_document(path, document, split, comparison, executor), indent=2))
+    else:
+        _print(document, split, comparison)
+
+
+def _check_split(definition: StudyDefinition, split: SplitName) -> None:
+    if split not in definition.data.splits:
+        raise StudyFileError(
+            "the split must be one of the study's",
+            actual=repr(split),
+            place=f"study {definition.name!r}",
+            remedy=f"use --split {'|'.join(definition.data.splits)}, or --study with a study file that has it",
+        )
+
+
+def _document(
+    path: Path, document: ScheduleDocument, split: SplitName, comparison: Comparison, executor: Executor
+) -> dict[str, object]:
+    return {
+        "schedule": path.name,
+        "digest": document.digest,
+        "split": split,
+        "samples": comparison.samples,
+        "reduced": comparison.reduced.model_dump(),
+        "unreduced": comparison.unreduced.model_dump(),
+        "difference": comparison.difference.model_dump(),
+        "tflops": comparison.tflops.model_dump(),
+        "kv_cache_ratio": comparison.kv_cache_ratio,
+        "vision_kv_cache_ratio": comparison.vision_kv_cache_ratio,
+        "prefill_milliseconds": comparison.prefill_milliseconds.model_dump(),
+        "keep_rates": list(document.schedule.reduction.keep_rates),
+        "environment": dict(executor.model().environment),
+    }
+
+
+def _print(document: ScheduleDocument, split: SplitName, comparison: Comparison) -> None:
+    console = Console()
+    console.print(bar_chart(document.schedule.reduction.keep_rates))
+    time, tflops = comparison.prefill_milliseconds, comparison.tflops
+    full, reduced = comparison.unreduced, comparison.reduced
+    rows = [
+        (
+            "score",
+            f"{full.score:.4f} ± {full.standard_error:.4f}",
+            f"{reduced.score:.4f} ± {reduced.standard_error:.4f}",
+            "",
+        ),
+        (
+            "TFLOPs per prefill",
+            f"{tflops.unreduced:.6f}",
+            f"{tflops.reduced:.6f}",
+            f"{tflops.reduced / tflops.unreduced:.3f}",
+        ),
+        ("KV cache", "1", "", f"{comparison.kv_cache_ratio:.3f}"),
+        ("KV cache of vision tokens", "1", "", f"{comparison.vision_kv_cache_ratio:.3f}"),
+        (
+            "prefill of one chunk, ms",
+            f"{time.unreduced:.1f}",
+            f"{time.reduced:.1f}",
+            f"{time.reduced / time.unreduced:.3f}",
+        ),
+    ]
+    title = f"{document.schedule.model.id} on the {split} split, {comparison.samples} samples, {time.device}"
+    console.print(plain_table(title, ("", "unreduced", "reduced", "ratio"), rows))
+    difference = comparison.difference
+    console.print(f"reduced minus unreduced, paired, 95 % interval: {interval(difference.mean, *difference.interval)}")

@@ -1,0 +1,106 @@
+"""`export`: validate, gate, freeze and write the schedule of a finished study; say plainly what it does not beat."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from scheduler_search.cli.render import interval, plain_table
+
+if TYPE_CHECKING:
+    from scheduler_search.schedule.document import ScheduleDocument
+    from scheduler_search.schedule.record import Measured
+    from scheduler_search.storage import StudyDatabase
+    from scheduler_search.study.states import StudyRecord
+
+_SOFTWARE = ("scheduler-search", "torch", "transformers", "optuna", "botorch", "gpytorch")
+
+
+def export_schedule(
+    url: str, name: str, out: Path, *, max_drop: float | None, allow_unvalidated: bool, replace: bool
+) -> None:
+    """Export a study.
+
+    Raises:
+        ExportError: the study is not finished, or has no validation split.
+        GateError: the schedule may lose more than ``max_drop``.
+        ScheduleDocumentError: the file cannot be written, or holds another document.
+    """
+    from scheduler_search.export import check_folder, check_validated, publish, recorded_document
+    from scheduler_search.storage import StudyDatabase
+
+    check_folder(out)
+    with StudyDatabase.open(url, create=False) as database:
+        study = database.study(name)
+        check_validated(study, allow_unvalidated)
+        document = None if replace else recorded_document(database, study)
+        if document is None:
+            document = _measured_document(database, study)
+        _print_measurement(document)
+        path = publish(database, study, document, out, max_drop=max_drop, replace=replace)
+    Console().print(f"wrote {path}", soft_wrap=True)
+
+
+def _measured_document(database: StudyDatabase, study: StudyRecord) -> ScheduleDocument:
+    from scheduler_search.coordinator import Evaluations
+    from scheduler_search.evaluation import LocalExecutor
+    from scheduler_search.export import freeze, measure, searched_reduction
+
+    definition = study.definition
+    reduction = searched_reduction(database, study)
+    measured = None
+    with Console(stderr=True).status("measuring on the validation split"):
+        executor = LocalExecutor(definition)
+        if definition.data.validation is not None:
+            measured = measure(
+                reduction,
+                metric=definition.data.metric,
+                first_layer=definition.search.first_layer,
+                seed=definition.seed,
+                executor=executor,
+                scores=Evaluations(database, executor).scores,
+            )
+        software = {distribution: version(distribution) for distribution in _SOFTWARE}
+        return freeze(study, reduction, measured, executor, software)
+
+
+def _print_measurement(document: ScheduleDocument) -> None:
+    console = Console()
+    measured = document.measured
+    if measured is None:
+        console.print("this schedule was not validated: its measured block is null")
+        return
+    console.print(
+        f"validation split, {measured.samples} samples, {measured.metric}: "
+        f"{measured.reduced.score:.4f} reduced, {measured.unreduced.score:.4f} unreduced"
+    )
+    console.print(f"reduced minus unreduced, paired, 95 % interval: {_difference(measured)}")
+    rows = [
+        (
+            baseline.name,
+            f"{baseline.score:.4f}",
+            interval(baseline.difference.mean, *baseline.difference.interval),
+            f"{baseline.flops_ratio:.3f}",
+            "yes" if baseline.beaten else "no",
+        )
+        for baseline in measured.baselines
+    ]
+    headings = ("baseline", "score", "schedule minus baseline [95 %]", "FLOPs ratio", "beaten")
+    console.print(plain_table("baselines at matched FLOPs", headings, rows))
+    console.print(_verdict(measured))
+
+
+def _difference(measured: Measured) -> str:
+    return interval(measured.difference.mean, *measured.difference.interval)
+
+
+def _verdict(measured: Measured) -> str:
+    unbeaten = [baseline.name for baseline in measured.baselines if not baseline.beaten]
+    if not unbeaten:
+        return "the schedule beats every baseline: each 95 % interval lies above zero"
+    winners = [baseline.name for baseline in measured.baselines if baseline.difference.interval[1] < 0.0]
+    text = f"the schedule does NOT beat: {', '.join(unbeaten)}"
+    return text + (f"; it loses to: {', '.join(winners)}" if winners else "")

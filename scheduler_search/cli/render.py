@@ -1,0 +1,35 @@
+"""How values look in a terminal: bar charts of keep rates, percentages, intervals. Knows no files and no databases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+_WIDTH = 32
+
+
+def bar_chart(keep_rates: Sequence[float]) -> Table:
+    """Keep rate per decoder layer, one bar each; layers are counted from 1."""
+    table = Table(title="keep rate per decoder layer", title_justify="left", box=None, padding=(0, 1))
+    table.add_column("layer", justify="right")
+    table.add_column("rate", justify="right")
+    table.add_column("", no_wrap=True)
+    for layer, rate in enumerate(keep_rates, start=1):
+        table.add_row(str(layer), f"{rate:.3f}", "█" * round(rate * _WIDTH))
+    return table
+
+
+def interval(mean: float, low: float, high: float) -> str:
+    """``+0.012 [-0.003, +0.027]``."""
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def plain_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose other columns are figures."""
+    table = Table(title=title, title_justify="left")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,84 @@
+"""`launch` and `resume`: check everything that a study needs, then run it in the foreground with live progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from scheduler_search.cli.progress import watch
+from scheduler_search.study import StudyDefinition, read_study_file
+from scheduler_search.study.states import StudyState
+
+if TYPE_CHECKING:
+    from scheduler_search.evaluation import LocalExecutor
+    from scheduler_search.storage import StudyDatabase
+    from scheduler_search.study.states import StudyRecord
+
+
+def launch_study(url: str, study_file: Path) -> None:
+    """Run the study of a file. Nothing is written before the model and every sample of every split could be read.
+
+    Raises:
+        StudyConflictError: a study of that name exists with another definition.
+        SchedulerSearchError: the study file, the model, the data or the database is at fault.
+    """
+    from scheduler_search.storage import StudyDatabase, database_exists
+
+    definition = read_study_file(study_file)
+    if database_exists(url):
+        with StudyDatabase.open(url, create=False) as database:
+            database.check_definition(definition)
+    executor = prepare(definition)
+    with StudyDatabase.open(url) as database:
+        _run(database, database.add_study(definition), executor)
+
+
+def resume_study(url: str, name: str) -> None:
+    """Go on with a recorded study.
+
+    Raises:
+        StudyNotFoundError: no study of that name.
+    """
+    from scheduler_search.storage import StudyDatabase
+
+    with StudyDatabase.open(url, create=False) as database:
+        study = database.study(name)
+        _run(database, study, prepare(study.definition))
+
+
+def prepare(definition: StudyDefinition) -> LocalExecutor:
+    """An executor whose model is loaded and whose splits are read and checked, with a search that can begin."""
+    from scheduler_search.coordinator import make_algorithm
+    from scheduler_search.evaluation import LocalExecutor
+
+    with Console(stderr=True).status("loading model and data"):
+        executor = LocalExecutor(definition)
+        executor.model()
+        for name in definition.data.splits:
+            executor.split(name)
+        make_algorithm(definition, executor).next_stage([])
+    return executor
+
+
+def _run(database: StudyDatabase, study: StudyRecord, executor: LocalExecutor) -> None:
+    from scheduler_search.coordinator import make_algorithm, run_study
+
+    console = Console()
+    if study.state is StudyState.FINISHED:
+        console.print(f"study {study.name!r} is finished; export it with: scheduler-search export {study.name}")
+        return
+    algorithm = make_algorithm(study.definition, executor)
+    try:
+        with watch(console, study.name, algorithm.stages) as listener:
+            reduction = run_study(database, study, executor, listener)
+    except KeyboardInterrupt:
+        console.print(f"interrupted; nothing is lost. Go on with: scheduler-search resume {study.name}")
+        raise typer.Exit(130) from None
+    from scheduler_search.cli.render import bar_chart
+
+    console.print(f"study {study.name!r} is finished")
+    console.print(bar_chart(reduction.keep_rates))
+    console.print(f"Next: scheduler-search export {study.name}")

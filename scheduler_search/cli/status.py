@@ -1,0 +1,113 @@
+"""`status`: what the study database knows, as tables or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from scheduler_search.cli.render import bar_chart, plain_table
+
+if TYPE_CHECKING:
+    from scheduler_search.storage import StudyDatabase
+    from scheduler_search.study.states import StageRecord, StudyRecord
+
+
+def print_status(url: str, name: str | None, as_json: bool) -> None:
+    """Print all studies, or one with its stages.
+
+    Raises:
+        StudyNotFoundError: no study of that name.
+    """
+    from scheduler_search.storage import StudyDatabase
+
+    with StudyDatabase.open(url, create=False) as database:
+        if name is None:
+            _print_all([_summary(database, study) for study in database.studies()], as_json)
+        else:
+            _print_one(_details(database, database.study(name)), as_json)
+
+
+def _summary(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
+    stages = database.stages(study)
+    return {
+        "name": study.name,
+        "state": study.state.value,
+        "algorithm": study.definition.search.algorithm,
+        "model": study.definition.model.id,
+        "stages_decided": sum(stage.decision is not None for stage in stages),
+        "trials": sum(len(database.trials(stage)) for stage in stages),
+        "changed": study.changed.isoformat(timespec="seconds"),
+        "error": study.error,
+    }
+
+
+def _details(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
+    stages = database.stages(study)
+    decided = [stage.decision for stage in stages if stage.decision is not None]
+    return {
+        **_summary(database, study),
+        "digest": study.definition.digest,
+        "stages": [_stage(database, stage) for stage in stages],
+        "keep_rates": list(decided[-1].keep_rates) if decided else None,
+        "exported": database.schedule(study) is not None,
+    }
+
+
+def _stage(database: StudyDatabase, stage: StageRecord) -> dict[str, object]:
+    trials = database.trials(stage)
+    decision = stage.decision
+    return {
+        "name": stage.name,
+        "trials": sum(trial.state == "complete" for trial in trials),
+        "best_objective": max((trial.objective for trial in trials if trial.objective is not None), default=None),
+        "decision": None
+        if decision is None
+        else {
+            "parameter": decision.parameter,
+            "value": decision.value,
+            "score": decision.score,
+            "objective": decision.objective,
+        },
+    }
+
+
+def _print_all(studies: list[dict[str, object]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(studies, indent=2))
+        return
+    columns = ("name", "state", "algorithm", "model", "stages_decided", "trials", "changed")
+    rows = [[str(study[column]) for column in columns] for study in studies]
+    Console().print(plain_table("studies", [column.replace("_", " ") for column in columns], rows))
+
+
+def _print_one(study: Mapping[str, object], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(study, indent=2))
+        return
+    console = Console()
+    console.print(f"study {study['name']}: {study['state']}, {study['algorithm']} on {study['model']}")
+    if study["error"]:
+        console.print(f"error: {study['error']}")
+    stages = study["stages"]
+    assert isinstance(stages, list)
+    rows = [_stage_row(stage) for stage in stages]
+    console.print(plain_table("stages", ("stage", "trials", "decided", "score", "objective"), rows))
+    if isinstance(study["keep_rates"], list):
+        console.print(bar_chart(study["keep_rates"]))
+
+
+def _stage_row(stage: Mapping[str, object]) -> tuple[str, ...]:
+    decision = stage["decision"]
+    if not isinstance(decision, dict):
+        best = stage["best_objective"]
+        return (str(stage["name"]), str(stage["trials"]), "", "", "" if best is None else f"{best:.4f} so far")
+    return (
+        str(stage["name"]),
+        str(stage["trials"]),
+        f"{decision['parameter']} {decision['value']:.4f}",
+        f"{decision['score']:.4f}",
+        f"{decision['objective']:.4f}",
+    )

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+
+from scheduler_search.coordinator import StageDecided, TrialFinished, run_study
+from scheduler_search.coordinator.events import Event
+from scheduler_search.errors import DataError
+from scheduler_search.storage import StudyDatabase, optuna_storage
+from scheduler_search.study import StudyDefinition
+from scheduler_search.study.states import StudyState
+from scheduler_search.study.values import ChunkResult
+from tests.coordinator.simulated import LAYERS, SimulatedExecutor
+
+
+def definition(name: str = "simulated", **search: object) -> StudyDefinition:
+    settings: dict[str, object] = {"stride": 5, "initial": 3, "iterations": 4, **search}
+    if settings.get("algorithm") == "p-sigmoid":
+        del settings["stride"]
+    return StudyDefinition.model_validate(
+        {
+            "name": name,
+            "model": {"id": "testbed:tiny-llava"},
+            "data": {"source": "testbed", "search": {"samples": 40}, "validation": {"samples": 40}},
+            "search": settings,
+        }
+    )
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[StudyDatabase]:
+    with StudyDatabase.open(f"sqlite:///{tmp_path}/study.db") as opened:
+        yield opened
+
+
+def snapshot(database: StudyDatabase, name: str) -> list[object]:
+    """Everything that must not depend on interruptions."""
+    study = database.study(name)
+    return [
+        (stage.name, stage.domain_digest, stage.decision, database.trials(stage)) for stage in database.stages(study)
+    ]
+
+
+def optuna_trials(database: StudyDatabase, name: str) -> list[object]:
+    storage = optuna_storage(database)
+    summaries = optuna.get_all_study_summaries(storage)
+    return [
+        (summary.study_name, trial.number, trial.state.name, trial.params, trial.value)
+        for summary in sorted(summaries, key=lambda summary: summary.study_name)
+        if summary.study_name.startswith(f"{name}/")
+        for trial in optuna.load_study(study_name=summary.study_name, storage=storage).trials
+    ]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+class DyingExecutor(SimulatedExecutor):
+    """Dies after a number of chunks."""
+
+    def __init__(self, chunks: int) -> None:
+        super().__init__()
+        self._left = chunks
+
+    def run(self, tasks: object) -> Iterator[ChunkResult]:
+        for result in super().run(tasks):  # type: ignore[arg-type]
+            if self._left == 0:
+                raise Killed
+            self._left -= 1
+            yield result
+
+
+@pytest.mark.parametrize("algorithm", ["g-search", "p-sigmoid"])
+def test_a_study_runs_to_its_decisions(database: StudyDatabase, algorithm: str) -> None:
+    settings = {"algorithm": algorithm} | ({"budget": 0.3} if algorithm == "p-sigmoid" else {})
+    study = database.add_study(definition(**settings))
+    events: list[Event] = []
+    reduction = run_study(database, study, SimulatedExecutor(), events.append)
+    assert len(reduction.keep_rates) == LAYERS
+    assert database.study(study.name).state is StudyState.FINISHED
+    decided = [event.decision for event in events if isinstance(event, StageDecided)]
+    assert decided[-1].keep_rates == reduction.keep_rates
+    assert any(isinstance(event, TrialFinished) for event in events)
+
+
+def test_the_score_on_the_search_split_falls_at_most_by_lambda(database: StudyDatabase) -> None:
+    study = database.add_study(definition(penalty=0.05))
+    executor = SimulatedExecutor()
+    run_study(database, study, executor)
+    first, *_, last = database.stages(study)
+    unreduced = database.trials(first)[0].score
+    assert unreduced is not None
+    assert last.decision is not None
+    assert unreduced - last.decision.score <= 0.05 + 1e-12
+
+
+def test_no_chunk_is_run_twice(database: StudyDatabase) -> None:
+    executor = SimulatedExecutor()
+    run_study(database, database.add_study(definition()), executor)
+    seen = [(task.split, task.chunk, task.reduction.counts(16)) for task in executor.executed]
+    assert len(seen) == len(set(seen))
+
+
+def test_another_study_of_the_same_evaluations_runs_nothing(database: StudyDatabase) -> None:
+    run_study(database, database.add_study(definition("one")), SimulatedExecutor())
+    executor = SimulatedExecutor()
+    first = run_study(database, database.add_study(definition("two")), executor)
+    assert executor.executed == []
+    assert first.keep_rates == database.stages(database.study("one"))[-1].decision.keep_rates  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["expected-improvement", "random", "tpe", "gp"])
+def test_a_study_killed_after_any_chunk_continues_exactly(tmp_path: Path, sampler: str) -> None:
+    with StudyDatabase.open(f"sqlite:///{tmp_path}/undisturbed.db") as database:
+        study = database.add_study(definition(sampler=sampler))
+        undisturbed = SimulatedExecutor()
+        run_study(database, study, undisturbed)
+        expected, expected_optuna = snapshot(database, study.name), optuna_trials(database, study.name)
+    total = len(undisturbed.executed)
+    with StudyDatabase.open(f"sqlite:///{tmp_path}/killed.db") as database:
+        study = database.add_study(definition(sampler=sampler))
+        executed = 0
+        for chunks in (0, 1, 3, 5, 8, total):
+            executor = DyingExecutor(chunks)
+            try:
+                run_study(database, study, executor)
+            except Killed:
+                # what was in flight is lost, and nothing else
+                executed += len(executor.executed) - 1
+            else:
+                executed += len(executor.executed)
+        assert snapshot(database, study.name) == expected
+        assert optuna_trials(database, study.name) == expected_optuna
+        assert executed == total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["begin_trial", "finish_trial", "add_chunk", "decide"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_kill_right_after_any_write_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+) -> None:
+    with StudyDatabase.open(f"sqlite:///{tmp_path}/undisturbed.db") as database:
+        run_study(database, database.add_study(definition()), SimulatedExecutor())
+        expected, expected_optuna = snapshot(database, "simulated"), optuna_trials(database, "simulated")
+    with StudyDatabase.open(f"sqlite:///{tmp_path}/killed.db") as database:
+        study = database.add_study(definition())
+        original = getattr(database, call)
+        calls = 0
+
+        def dying(*arguments: object, **named: object) -> object:
+            nonlocal calls
+            original(*arguments, **named)
+            calls += 1
+            if calls == nth:
+                raise Killed
+            return None
+
+        monkeypatch.setattr(database, call, dying)
+        with pytest.raises(Killed):
+            run_study(database, study, SimulatedExecutor())
+        monkeypatch.undo()
+        run_study(database, study, SimulatedExecutor())
+        assert snapshot(database, "simulated") == expected
+        assert optuna_trials(database, "simulated") == expected_optuna
+
+
+def test_an_interrupt_leaves_a_resumable_study(database: StudyDatabase) -> None:
+    class Interrupted(SimulatedExecutor):
+        def run(self, tasks: object) -> Iterator[ChunkResult]:
+            yield from super().run(tasks)  # type: ignore[arg-type]
+            if len(self.executed) > 20:
+                raise KeyboardInterrupt
+
+    study = database.add_study(definition())
+    with pytest.raises(KeyboardInterrupt):
+        run_study(database, study, Interrupted())
+    assert database.study(study.name).state is StudyState.INTERRUPTED
+    run_study(database, study, SimulatedExecutor())
+    assert database.study(study.name).state is StudyState.FINISHED
+
+
+def test_a_failure_is_recorded_with_its_reason(database: StudyDatabase) -> None:
+    class Failing(SimulatedExecutor):
+        def run(self, tasks: object) -> Iterator[ChunkResult]:
+            del tasks
+            raise DataError("an image must be readable", place="image 7")
+
+    study = database.add_study(definition())
+    with pytest.raises(DataError):
+        run_study(database, study, Failing())
+    recorded = database.study(study.name)
+    assert recorded.state is StudyState.FAILED
+    assert recorded.error == "an image must be readable (in image 7)"
+
+
+def test_an_edited_history_is_refused(database: StudyDatabase) -> None:
+    from scheduler_search.errors import DatabaseError
+
+    study = database.add_study(definition())
+    with pytest.raises(Killed):
+        run_study(database, study, DyingExecutor(0))
+    stage = database.stages(study)[0]
+    database.begin_trial(stage, 1, 0, (1.0,) * LAYERS, "sha256:" + "0" * 64)
+    with pytest.raises(DatabaseError, match="recorded history"):
+        run_study(database, study, SimulatedExecutor())
