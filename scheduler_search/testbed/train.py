@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stage = replace(recipe.large, attention_penalty=0.0) if options.no_attention_penalty else recipe.large
     model = train_large(small, stage, options.seed, say)
     save_checkpoint(model, options.out)
-    say(f"wrote {options.out}")
+    say(f"wrote {options.out}; {time.process_time():.0f} s of processor time")
 
 
 def _small(recipe: Recipe, seed: int, stored: Path | None, say: Callable[[str], None]) -> LlavaForConditionalGeneration:
