@@ -24,6 +24,10 @@ def apply_schedule(
 ) -> ScheduleHandle:
     """Apply a schedule, or the schedule of a document or file, to the model as ``from_pretrained`` gives it.
 
+    From then on every prefill of a prompt with images is reduced, in ``forward`` and ``generate``, until the handle is
+    removed. Later turns on the same cache see the reduced prompt; a new image in such a turn is kept whole. Logits and
+    hidden states are those of the tokens that are left: text after the last image keeps its place from the end.
+
     Args:
         allow_other_model: accept a model whose configuration differs from the one the schedule was searched on; the
             number of layers must still be the same.

@@ -38,6 +38,25 @@ def test_a_second_turn(model_of, decoder, attention, name):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_new_image_in_a_second_turn_is_kept_whole(model_of, attention):
+    model, eager, inputs = model_of("llama", attention), model_of("llama", "eager"), batch("equal")
+    new = torch.cat([torch.full((2, 36), 90), TURN[:2]], dim=1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(new)], dim=1)
+    later = {"input_ids": new, "attention_mask": mask, "pixel_values": inputs["pixel_values"].flip(0)}
+
+    def talk(model: Any, cache: Any) -> torch.Tensor:
+        model(**inputs, past_key_values=cache)
+        logits: torch.Tensor = model(**later, past_key_values=cache).logits
+        return logits
+
+    with apply_reduction(model, reduction()):
+        found = talk(model, DynamicCache(config=model.config))
+    with MaskedReference(eager, RATES, inputs):
+        expected = talk(eager, DynamicCache())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_manual_loop_without_positions(model_of, attention):
     """The logical length gives the right positions even where the first layer is short."""
     model, eager, inputs = model_of("llama", attention), model_of("llama", "eager"), batch("equal")
