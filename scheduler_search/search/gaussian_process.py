@@ -34,7 +34,8 @@ NOISE_FLOOR = 1e-4
 
 # Score curves have knees, and a stage is one-dimensional: a Matern kernel whose lengthscale is expected to be a fifth
 # of the domain, within a factor of 4. BoTorch's default (a smooth kernel, lengthscale 4) is made for many dimensions:
-# on simulated curves it missed a bump of a tenth of the domain in 13 % of searches, this one in 8 %.
+# over 48 to 60 simulated searches of 577 candidates the mean regret fell from 0.0020 to 0.0013 on a late rise with
+# paired samples, and from 0.022 to 0.0045 on a narrow bump with independent noise.
 _LENGTHSCALE = 0.2
 _LOG_LENGTHSCALE_DEVIATION = 0.75
 _SHORTEST_LENGTHSCALE = 0.025
