@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from scheduler_search.cli.progress import watch
+from scheduler_search.cli.render import bar_chart
 from scheduler_search.study import StudyDefinition, read_study_file
 from scheduler_search.study.states import StudyState
 
@@ -46,7 +47,10 @@ def resume_study(url: str, name: str) -> None:
 
     with StudyDatabase.open(url, create=False) as database:
         study = database.study(name)
-        _run(database, study, prepare(study.definition))
+        if study.state is StudyState.FINISHED:
+            _print_finished(study)
+        else:
+            _run(database, study, prepare(study.definition))
 
 
 def prepare(definition: StudyDefinition) -> LocalExecutor:
@@ -66,10 +70,10 @@ def prepare(definition: StudyDefinition) -> LocalExecutor:
 def _run(database: StudyDatabase, study: StudyRecord, executor: LocalExecutor) -> None:
     from scheduler_search.coordinator import make_algorithm, run_study
 
-    console = Console()
     if study.state is StudyState.FINISHED:
-        console.print(f"study {study.name!r} is finished; export it with: scheduler-search export {study.name}")
+        _print_finished(study)
         return
+    console = Console()
     algorithm = make_algorithm(study.definition, executor)
     try:
         with watch(console, study.name, algorithm.stages) as listener:
@@ -77,8 +81,9 @@ def _run(database: StudyDatabase, study: StudyRecord, executor: LocalExecutor) -
     except KeyboardInterrupt:
         console.print(f"interrupted; nothing is lost. Go on with: scheduler-search resume {study.name}")
         raise typer.Exit(130) from None
-    from scheduler_search.cli.render import bar_chart
-
-    console.print(f"study {study.name!r} is finished")
     console.print(bar_chart(reduction.keep_rates))
-    console.print(f"Next: scheduler-search export {study.name}")
+    _print_finished(study)
+
+
+def _print_finished(study: StudyRecord) -> None:
+    Console().print(f"study {study.name} is finished; next: scheduler-search export {study.name}", soft_wrap=True)

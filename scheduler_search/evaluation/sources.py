@@ -94,4 +94,4 @@ def _image(pixels: numpy.ndarray[tuple[int, ...], numpy.dtype[numpy.uint8]]) -> 
     return fromarray(pixels)
 
 
-_SOURCES: Mapping[str, Callable[[StudyDefinition, Path], Splits]] = {"jsonl": _jsonl_splits, "testbed": _testbed_splits}
+_SOURCES: Mapping[str, Callable[[StudyDefinition], Splits]] = {"jsonl": _jsonl_splits, "testbed": _testbed_splits}

@@ -1,7 +1,7 @@
 """Torch-free declarations of the token-reduction rules: what can be named in a schedule, and what its parameters mean.
 
-Knows: names, versions, parameters with their defaults and choices, the place where a rule acts, and its source. Does not
-know: tensors. The code behind a rule is named by ``Declaration.implementation`` and imported only by the runtime.
+Knows: names, versions, parameters with their defaults and choices, the place where a rule acts, and its source. Does
+not know: tensors. The code behind a rule is named by ``Declaration.implementation``; the runtime imports it.
 """
 
 from scheduler_search.rule.declaration import Declaration, Parameter, ParameterValue, Place, Rule

@@ -10,9 +10,7 @@ from scheduler_search.rule.declaration import Declaration, Parameter, ParameterV
 
 _HEADS = Parameter("head_reduction", "mean", "how the attention heads are combined", choices=("mean", "max", "sum"))
 _PREVIOUS = Parameter("score_layer", "previous", "the layer whose attention ranks the tokens", choices=("previous",))
-_KEEP_POSITIONS = Parameter(
-    "positions", "keep", "whether kept tokens keep their rotary positions", choices=("keep",)
-)
+_KEEP_POSITIONS = Parameter("positions", "keep", "whether kept tokens keep their rotary positions", choices=("keep",))
 
 _ATTENTION_RANK = Declaration(
     name="attention-rank",
@@ -84,9 +82,7 @@ def declaration_of(name: str, version: int | None = None) -> Declaration:
     return declaration
 
 
-def make_rule(
-    name: str, parameters: Mapping[str, ParameterValue] | None = None, *, version: int | None = None
-) -> Rule:
+def make_rule(name: str, parameters: Mapping[str, ParameterValue] | None = None, *, version: int | None = None) -> Rule:
     """A rule by name, with defaults written out.
 
     Raises:

@@ -20,7 +20,15 @@ from sqlalchemy.orm import Session
 from scheduler_search.errors import DatabaseError, StudyConflictError, StudyNotFoundError
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage import queries, rows
-from scheduler_search.storage.engine import READ_ONLY, database_errors, make_engine, parse_url, require_file, shown
+from scheduler_search.storage.engine import (
+    READ_ONLY,
+    database_errors,
+    make_engine,
+    parse_url,
+    require_file,
+    shown,
+    use_write_ahead_log,
+)
 from scheduler_search.storage.schema import create_schema, is_ready
 from scheduler_search.storage.tables import (
     ChunkScoreRow,
@@ -77,6 +85,7 @@ class StudyDatabase:
         with self._reader.begin() as connection:
             if is_ready(connection, place):
                 return
+        use_write_ahead_log(self._engine)
         with self._engine.begin() as connection:
             # Asked again under the write lock: another process may have made the schema in the meantime.
             if not is_ready(connection, place):

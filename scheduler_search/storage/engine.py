@@ -73,9 +73,24 @@ def make_engine(url: URL) -> sqlalchemy.Engine:
 
 
 def set_pragmas(connection: sqlite3.Connection, _record: object) -> None:
-    """Wait rather than fail, survive a power cut (synchronous FULL), read while another writes (WAL)."""
-    for pragma in (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    """Wait rather than fail, survive a power cut (synchronous FULL), enforce foreign keys."""
+    for pragma in (f"busy_timeout={BUSY_SECONDS * 1000}", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def use_write_ahead_log(engine: sqlalchemy.Engine) -> None:
+    """Let readers go on while another process writes (WAL).
+
+    The file remembers it, so it is asked for once, when our schema is made: a pragma of every connection would already
+    rewrite the header of a database that is not ours.
+    """
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA journal_mode=WAL")
+    except sqlite3.Error as error:
+        raise DatabaseError("the study database must be usable", actual=str(error), place=shown(engine.url)) from error
+    finally:
+        connection.close()
 
 
 @contextmanager

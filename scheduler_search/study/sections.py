@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from scheduler_search.errors import RuleError
 from scheduler_search.rule import ParameterValue, Rule, declaration_of, make_rule
+from scheduler_search.study.values import SplitName
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
@@ -90,16 +91,20 @@ class DataSection(Section):
     max_new_tokens: Positive = 16
 
     @property
-    def splits(self) -> dict[str, SplitSection]:
+    def splits(self) -> dict[SplitName, SplitSection]:
         """The splits that the study has, by name, in the order search, validation, test."""
-        named = {"search": self.search, "validation": self.validation, "test": self.test}
+        named: dict[SplitName, SplitSection | None] = {
+            "search": self.search,
+            "validation": self.validation,
+            "test": self.test,
+        }
         return {name: split for name, split in named.items() if split is not None}
 
-    def split_path(self, name: str) -> str | None:
+    def split_path(self, name: SplitName) -> str | None:
         """File of a split: its own, or the one of the section; None for the testbed."""
         return self.splits[name].path or self.path
 
-    def image_folder(self, name: str) -> Path | None:
+    def image_folder(self, name: SplitName) -> Path | None:
         """Folder that the relative image paths of a split start from; None for the testbed."""
         path = self.split_path(name)
         if path is None:
@@ -131,7 +136,7 @@ class DataSection(Section):
 
     def _refuse_shared_paths(self) -> None:
         """Splits that all draw from ``[data] path`` are cut apart by image; a file named for a split is read whole."""
-        seen: dict[str, str] = {}
+        seen: dict[str, SplitName] = {}
         for name in self.splits:
             path = os.path.realpath(self.split_path(name) or "")
             other = seen.setdefault(path, name)
