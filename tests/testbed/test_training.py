@@ -121,8 +121,11 @@ def test_quick_exercises_every_part_of_the_recipe() -> None:
 def test_the_command_writes_a_checkpoint_that_loads(tmp_path: Path, extra: tuple[str, ...]) -> None:
     out, small = tmp_path / "tiny", tmp_path / "small"
     command = [sys.executable, "-m", "scheduler_search.testbed.train", "--quick", "--out", str(out), "--small"]
-    for _ in range(2):  # the second run reads the four-layer model
+    written = []
+    for _ in range(2):  # the second run reads the four-layer model, and ends with the same weights
         subprocess.run([*command, str(small), *extra], check=True, capture_output=True)
+        written.append((out / "model.safetensors").read_bytes())
+    assert written[0] == written[1]
     model = AutoModelForImageTextToText.from_pretrained(out)
     assert len(model.model.language_model.layers) == 12
     assert AutoProcessor.from_pretrained(out).chat_template
