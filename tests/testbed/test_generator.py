@@ -30,7 +30,7 @@ def _pixels(question: Question) -> str:
     return hashlib.sha256(question.image.tobytes()).hexdigest()
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(split=splits, seed=st.integers(), count=st.integers(0, 6), more=st.integers(0, 3))
 def test_a_shorter_list_is_a_prefix_of_a_longer_one(split: str, seed: int, count: int, more: int) -> None:
     short, long = generate(split, count, seed), generate(split, count + more, seed)
@@ -38,6 +38,7 @@ def test_a_shorter_list_is_a_prefix_of_a_longer_one(split: str, seed: int, count
     assert [*map(_pixels, short)] == [*map(_pixels, long[:count])]
 
 
+@settings(deadline=None)
 @given(first=st.tuples(splits, st.integers()), second=st.tuples(splits, st.integers()), index=st.integers(0, 10**6))
 def test_splits_never_share_a_layout(first: tuple[str, int], second: tuple[str, int], index: int) -> None:
     classes = [layout_class(draft(split, seed, index).scene) for split, seed in (first, second)]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler_search.testbed.questions import CATEGORIES, MIXTURE, ask, sample_question, view
@@ -43,6 +43,7 @@ def _about(scene: Scene, wanted: str, cell: tuple[int, int]) -> str:
     return scene[cell][("color", "shape").index(wanted)] if cell in scene else "none"
 
 
+@settings(deadline=None)
 @given(seed=seeds, category=st.sampled_from(CATEGORIES))
 def test_answers_are_what_the_scene_shows(seed: int, category: str) -> None:
     stream = random_stream(seed)
@@ -53,6 +54,7 @@ def test_answers_are_what_the_scene_shows(seed: int, category: str) -> None:
             assert asked[1] == _answer(scene, asked[0])
 
 
+@settings(deadline=None)
 @given(seed=seeds)
 def test_every_word_is_in_the_vocabulary(seed: int) -> None:
     stream = random_stream(seed)
@@ -70,6 +72,7 @@ def test_the_mixture_names_every_category() -> None:
     assert set(MIXTURE) == set(CATEGORIES)
 
 
+@settings(deadline=None)
 @given(seed=seeds)
 def test_no_category_asks_in_vain_forever(seed: int) -> None:
     # Scenes of a single object allow neither `same` nor many others; the mixture must still find a question.

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler_search.errors import DataError
@@ -34,12 +34,14 @@ def test_every_class_belongs_to_exactly_one_split() -> None:
     assert sorted(assigned) == list(range(LAYOUT_CLASSES))
 
 
+@settings(deadline=None)
 @given(split=st.sampled_from(tuple(SPLIT_CLASSES)), seed=st.integers())
 def test_a_drawn_layout_belongs_to_its_split(split: str, seed: int) -> None:
     scene = draw_scene(random_stream(split, seed), split)
     assert layout_class(scene) in SPLIT_CLASSES[split]
 
 
+@settings(deadline=None)
 @given(scene=scenes, stream=st.randoms(use_true_random=False))
 def test_the_class_does_not_depend_on_the_order_of_the_objects(scene: dict, stream: random.Random) -> None:
     shuffled = list(scene.items())
@@ -115,6 +117,7 @@ def test_shapes_of_one_colour_stay_apart_under_any_noise() -> None:
             assert apart.max() > BRIDGED, (one, other)
 
 
+@settings(deadline=None)
 @given(scene=scenes, seed=st.integers())
 def test_rendering_is_a_function_of_scene_and_stream(scene: dict, seed: int) -> None:
     first, second = (render(scene, random_stream(seed)) for _ in range(2))
