@@ -28,6 +28,7 @@ def evaluate_schedule(url: str, path: Path, study: str | None, split: SplitName,
     from scheduler_search.coordinator import Evaluations
     from scheduler_search.evaluation import LocalExecutor
     from scheduler_search.export import compare
+    from scheduler_search.runtime import check_identity
     from scheduler_search.schedule.document import read_document
     from scheduler_search.storage import StudyDatabase
 
@@ -38,6 +39,7 @@ def evaluate_schedule(url: str, path: Path, study: str | None, split: SplitName,
         definition = definition or database.study(study or document.provenance.study).definition
         _check_split(definition, split)
         executor = LocalExecutor(definition)
+        check_identity(document.schedule, executor.model().identity)
         scores = Evaluations(database, executor).scores
         comparison = compare(document.schedule.reduction, split, executor, scores)
     if as_json:

@@ -3,7 +3,7 @@
 Knows: models, their caches and attention. Does not know: how a schedule was found, stored or measured.
 """
 
-from scheduler_search.runtime.apply import apply_reduction, apply_schedule
+from scheduler_search.runtime.apply import apply_reduction, apply_schedule, check_identity
 from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify, model_shape, vision_tokens
 from scheduler_search.runtime.report import LayerReport, Report
@@ -14,6 +14,7 @@ __all__ = [
     "ScheduleHandle",
     "apply_reduction",
     "apply_schedule",
+    "check_identity",
     "identify",
     "model_shape",
     "vision_tokens",

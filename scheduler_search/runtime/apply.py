@@ -13,7 +13,7 @@ from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify
 from scheduler_search.runtime.refusals import check_model
 from scheduler_search.runtime.rules import load_reducer
-from scheduler_search.schedule.values import Reduction, Schedule
+from scheduler_search.schedule.values import ModelIdentity, Reduction, Schedule
 
 if TYPE_CHECKING:
     from scheduler_search.schedule.document import ScheduleDocument
@@ -38,7 +38,7 @@ def apply_schedule(
         UnsupportedError: the model, or what the schedule asks of it, is not served.
     """
     resolved = _resolve(schedule)
-    _check_identity(model, resolved, allow_other_model)
+    check_identity(resolved, identify(model), allow_other_model=allow_other_model)
     return apply_reduction(model, resolved.reduction)
 
 
@@ -50,7 +50,9 @@ def apply_reduction(model: nn.Module, reduction: Reduction) -> ScheduleHandle:
         UnsupportedError: the model, or what the reduction asks of it, is not served.
     """
     family = family_of(model)
-    _check_layers(model, family, len(reduction.keep_rates))
+    layers = family.layers(model.config)[0]
+    if len(reduction.keep_rates) != layers:
+        raise _wrong_depth(len(reduction.keep_rates), layers, type(model).__name__)
     _check_unhooked(model, family)
     check_model(model, family, reduction)
     entry = None if reduction.entry_rule is None else load_reducer(reduction.entry_rule)
@@ -67,10 +69,15 @@ def _resolve(schedule: Schedule | ScheduleDocument | str | Path) -> Schedule:
     return schedule.schedule
 
 
-def _check_identity(model: nn.Module, schedule: Schedule, allow_other_model: bool) -> None:
-    family = family_of(model)
-    _check_layers(model, family, schedule.model.decoder_layers)
-    found, expected = identify(model), schedule.model
+def check_identity(schedule: Schedule, found: ModelIdentity, *, allow_other_model: bool = False) -> None:
+    """Refuse a model that the schedule was not searched for.
+
+    Raises:
+        ScheduleMismatchError: another number of decoder layers, or another config digest unless ``allow_other_model``.
+    """
+    expected = schedule.model
+    if found.decoder_layers != expected.decoder_layers:
+        raise _wrong_depth(expected.decoder_layers, found.decoder_layers, found.architecture)
     if found.config_digest != expected.config_digest and not allow_other_model:
         raise ScheduleMismatchError(
             f"the schedule is for {expected.id} ({expected.architecture}, {expected.config_digest[:15]})",
@@ -79,15 +86,13 @@ def _check_identity(model: nn.Module, schedule: Schedule, allow_other_model: boo
         )
 
 
-def _check_layers(model: nn.Module, family: Family, layers: int) -> None:
-    found = family.layers(model.config)[0]
-    if found != layers:
-        raise ScheduleMismatchError(
-            f"the schedule is for a decoder of {layers} layers",
-            actual=f"{found} layers",
-            place=type(model).__name__,
-            remedy="search a schedule for this model",
-        )
+def _wrong_depth(expected: int, found: int, place: str) -> ScheduleMismatchError:
+    return ScheduleMismatchError(
+        f"the schedule is for a decoder of {expected} layers",
+        actual=f"{found} layers",
+        place=place,
+        remedy="search a schedule for this model",
+    )
 
 
 def _check_unhooked(model: nn.Module, family: Family) -> None:

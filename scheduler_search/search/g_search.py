@@ -71,7 +71,7 @@ class GSearch:
         return Stage(
             index=len(decisions),
             name=f"layer-{searched[len(decisions)]:02d}",
-            parameter="keep_count",
+            parameter="keep_rate",
             candidates=tuple(self._candidate(decisions, count, previous) for count in range(previous + 1)),
             anchor=previous,
             initial=self.initial,

@@ -43,7 +43,7 @@ class Stage:
     Args:
         index: position of the stage in its study, from 0.
         name: ``layer-03`` or ``sigmoid-k``; unique within a study.
-        parameter: ``keep_count`` or ``k``: what a candidate's value stands for.
+        parameter: ``keep_rate`` or ``k``: what a candidate's value stands for.
         candidates: in order of preference; of two equal objectives the earlier candidate wins.
         anchor: position of the candidate of trial 0.
         initial: uniform trials that follow the anchor.
@@ -52,7 +52,7 @@ class Stage:
 
     index: int
     name: str
-    parameter: Literal["keep_count", "k"]
+    parameter: Literal["keep_rate", "k"]
     candidates: tuple[Candidate, ...]
     anchor: int
     initial: int

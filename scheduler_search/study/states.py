@@ -49,7 +49,7 @@ class Decision:
 
     Args:
         stage: 0-based index of the stage in its study.
-        name: of the stage, as reports print it (``layer 3``).
+        name: of the stage, as reports print it (``layer-03``).
         candidate: index of the chosen value in the stage's domain.
         parameter: name of what was searched (``keep_rate``, ``k``).
         value: the chosen value of the parameter.

@@ -17,7 +17,7 @@ Choose = Callable[[Stage, Sequence[Observation], int], int]
 def stage_of(rates: Sequence[float], *, penalty: float = 0.01, initial: int = 10, iterations: int = 20) -> Stage:
     """A one-layer stage over ``rates`` in increasing order, the last one being the anchor."""
     candidates = tuple(Candidate(rate, (rate,), penalty * rate, rate) for rate in rates)
-    return Stage(0, "layer-01", "keep_count", candidates, len(candidates) - 1, initial, iterations)
+    return Stage(0, "layer-01", "keep_rate", candidates, len(candidates) - 1, initial, iterations)
 
 
 def observe_candidate(stage: Stage, candidate: int, scores: Scores) -> Observation:

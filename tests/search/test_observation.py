@@ -68,7 +68,7 @@ def test_one_sample_in_a_million_is_no_tie() -> None:
 
 def test_a_decision_says_what_was_chosen() -> None:
     decision = decide(STAGE, [Observation(1, 0.75, -0.25, 0.01, 0.7)])
-    assert (decision.stage, decision.name, decision.parameter) == (0, "layer-01", "keep_count")
+    assert (decision.stage, decision.name, decision.parameter) == (0, "layer-01", "keep_rate")
     assert (decision.candidate, decision.value, decision.keep_rates) == (1, 0.5, (0.5,))
     assert (decision.score, decision.objective) == (0.75, 0.7)
 

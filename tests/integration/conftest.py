@@ -1,0 +1,75 @@
+"""Studies small enough for a test, and the real command line as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = """
+name = "small"
+seed = 3
+[model]
+id = "testbed:tiny-llava"
+device = "cpu"
+[data]
+source = "testbed"
+search = { samples = 48 }
+validation = { samples = 64 }
+[search]
+first_layer = 4
+stride = 4
+penalty = 0.05
+initial = 3
+iterations = 4
+"""
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment() -> dict[str, str]:
+    """Of a process: one thread, our console script first on the path, and no database of the user's."""
+    inherited = {name: value for name, value in os.environ.items() if name != "SCHEDULER_SEARCH_DATABASE"}
+    scripts = str(Path(sys.executable).parent)
+    return inherited | {"OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run ``scheduler-search`` in an empty folder as a process of its own."""
+
+    def invoke(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["scheduler-search", *arguments],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return invoke
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A study file of a few seconds."""
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def read(path: Path) -> dict[str, object]:
+    """A JSON object."""
+    value = json.loads(path.read_text())
+    assert isinstance(value, dict)
+    return value
