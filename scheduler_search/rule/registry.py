@@ -46,7 +46,9 @@ _RANDOM = Declaration(
     name="random",
     version=1,
     places=frozenset({"decoder", "entry"}),
-    parameters=(Parameter("seed", 0, "seed of the ranking; the sample's input ids are the other half of the key"),),
+    parameters=(
+        Parameter("seed", 0, "seed of the ranking; the sample's input ids are the other half of the key", low=0),
+    ),
     needs_attention=False,
     implementation="scheduler_search.reducers.random:RandomRank",
     source="baseline of seed 001",

@@ -86,7 +86,7 @@ def test_keeping_everything_has_no_baselines() -> None:
     assert baselines(Reduction(uniform(32, 0.9999), RULE), LLAVA_7B, VISION, TEXT, 3, 0) == ()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rates=st.lists(st.integers(0, 64), min_size=10, max_size=10),
     vision=st.lists(st.integers(0, 64), min_size=1, max_size=3),

@@ -80,7 +80,7 @@ def test_a_first_layer_behind_the_last_is_refused() -> None:
         GSearch(layers=4, max_vision_tokens=4, first_layer=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     layers=st.integers(3, 9),
     tokens=st.integers(1, 12),

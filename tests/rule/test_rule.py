@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from scheduler_search.errors import RuleError
+from scheduler_search.rule import Declaration, declaration_of, declarations, make_rule
+
+
+def test_defaults_are_written_out() -> None:
+    rule = make_rule("attention-rank", {"head_reduction": "max"})
+    assert rule.to_document() == {
+        "name": "attention-rank",
+        "version": 1,
+        "parameters": {
+            "head_reduction": "max",
+            "positions": "keep",
+            "query_rows": "instruction",
+            "score_layer": "previous",
+        },
+    }
+
+
+def test_a_default_spelled_out_is_the_same_rule() -> None:
+    assert make_rule("random", {"seed": 0}) == make_rule("random")
+    assert make_rule("random", {"seed": 1}) != make_rule("random")
+
+
+@pytest.mark.parametrize("declaration", declarations(), ids=lambda declaration: declaration.name)
+def test_every_rule_is_implemented(declaration: Declaration) -> None:
+    module, _, name = declaration.implementation.partition(":")
+    assert inspectable(getattr(importlib.import_module(module), name))
+    assert declaration.source
+    assert declaration.places
+
+
+def inspectable(kind: type) -> bool:
+    return bool(kind.__doc__)
+
+
+def test_an_unknown_rule_names_the_nearest() -> None:
+    with pytest.raises(RuleError, match=r"'attention-rnk'.*did you mean 'attention-rank'"):
+        make_rule("attention-rnk")
+    with pytest.raises(RuleError, match="known rules: attention-rank, fastv, pooling, random"):
+        make_rule("xyz")
+
+
+def test_an_unknown_version() -> None:
+    with pytest.raises(RuleError, match="known in version 1, but got version 2"):
+        declaration_of("random", 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("random", {"sede": 1}, r"declared parameters \(seed\), but got 'sede'"),
+        ("random", {"seed": "one"}, "must be of type int, but got 'one'"),
+        ("random", {"seed": True}, "must be of type int, but got True"),
+        ("random", {"seed": -1}, "at least 0, but got -1"),
+        ("fastv", {"query_rows": "last"}, "declared parameters"),
+        ("attention-rank", {"query_rows": "first"}, "one of 'instruction', 'last', 'all', but got 'first'"),
+    ],
+)
+def test_bad_parameters(name: str, parameters: dict[str, str | int | float | bool], message: str) -> None:
+    with pytest.raises(RuleError, match=message):
+        make_rule(name, parameters)
