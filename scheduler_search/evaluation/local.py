@@ -29,8 +29,8 @@ from scheduler_search.evaluation.prompts import Prompt, make_prompt
 from scheduler_search.evaluation.samples import Sample, split_digest
 from scheduler_search.evaluation.sources import Splits, read_splits
 from scheduler_search.runtime import identify, model_shape, vision_tokens
+from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.schedule.values import Reduction
-from scheduler_search.study.canonical import sha256
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import ChunkResult, ChunkTask, ModelDescription, SplitDescription, SplitName
 
@@ -145,7 +145,7 @@ class LocalExecutor:
         )
         context = self._context(samples, mode)
         vision, text = _token_counts(batches, loaded)
-        description = SplitDescription(name, split_digest(samples), sha256(context), size, vision, text)
+        description = SplitDescription(name, split_digest(samples), digest_of(context), size, vision, text)
         return _Ready(samples, tuple(Chunk(batch) for batch in batches), mode, context, description)
 
     def _context(self, samples: tuple[Sample, ...], mode: scoring.Mode) -> dict[str, object]:

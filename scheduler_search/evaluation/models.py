@@ -23,7 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 from transformers.utils import logging as transformers_logging
 
 from scheduler_search.errors import ModelError, UnsupportedError
-from scheduler_search.study.canonical import sha256
+from scheduler_search.schedule.canonical import digest_of
 
 if TYPE_CHECKING:
     from scheduler_search.study.sections import ModelSection
@@ -262,7 +262,7 @@ def _digests(checkpoint: Checkpoint, revision: str | None) -> tuple[str, str]:
 def _files_digest(directory: Path, patterns: tuple[str, ...]) -> str:
     """``sha256:`` over names and contents of the files that match."""
     paths = sorted(path for pattern in patterns for path in directory.glob(pattern))
-    return sha256([[path.name, _file_digest(path)] for path in paths])
+    return digest_of([[path.name, _file_digest(path)] for path in paths])
 
 
 def _file_digest(path: Path) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from scheduler_search.study.canonical import sha256
+from scheduler_search.schedule.canonical import digest_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,4 +44,4 @@ def digest_of_bytes(content: bytes) -> str:
 
 def split_digest(samples: Iterable[Sample]) -> str:
     """Digest over the contents of the samples in their order."""
-    return sha256([sample.content() for sample in samples])
+    return digest_of([sample.content() for sample in samples])

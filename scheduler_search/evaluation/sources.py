@@ -17,7 +17,7 @@ from scheduler_search.errors import DataError
 from scheduler_search.evaluation.jsonl import read_jsonl
 from scheduler_search.evaluation.samples import Sample, digest_of_bytes
 from scheduler_search.evaluation.splits import check_disjoint, deal, permuted
-from scheduler_search.study.canonical import sha256
+from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.study.values import SplitName
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _testbed_sample(question: Question) -> Sample:
         id=f"testbed image {question.image_id}",
         question=question.question,
         answers=(question.answer,),
-        image_digest=sha256([digest_of_bytes(pixels.tobytes()), list(pixels.shape)]),
+        image_digest=digest_of([digest_of_bytes(pixels.tobytes()), list(pixels.shape)]),
         load_image=partial(_image, pixels),
     )
 

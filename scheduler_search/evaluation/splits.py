@@ -15,13 +15,13 @@ from itertools import combinations
 
 from scheduler_search.errors import DataError
 from scheduler_search.evaluation.samples import Sample
-from scheduler_search.study.canonical import sha256
+from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.study.values import SplitName
 
 
 def permuted(samples: Sequence[Sample], seed: int) -> tuple[Sample, ...]:
     """The samples in the order of the seed; every prefix is a random sample. Equal contents stay next to each other."""
-    return tuple(sorted(samples, key=lambda sample: (_order(seed, "sample", sha256(sample.content())), sample.id)))
+    return tuple(sorted(samples, key=lambda sample: (_order(seed, "sample", digest_of(sample.content())), sample.id)))
 
 
 def deal(

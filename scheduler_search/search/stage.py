@@ -7,13 +7,12 @@ chosen (``surrogate``).
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from scheduler_search.errors import SearchError
+from scheduler_search.schedule.canonical import digest_of
 
 # Name of the one integer parameter of a trial: a position in ``Stage.candidates``.
 CANDIDATE = "candidate"
@@ -95,5 +94,4 @@ class Stage:
             "anchor": self.anchor,
             "candidates": [[one.value, list(one.keep_rates), one.penalty, one.feature] for one in self.candidates],
         }
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(value)

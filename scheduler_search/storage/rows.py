@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from scheduler_search.errors import DatabaseError
 from scheduler_search.rule import Rule
+from scheduler_search.schedule.canonical import canonical_json
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage.tables import (
     DecisionLayerRow,
@@ -23,7 +24,6 @@ from scheduler_search.storage.tables import (
     TrialLayerRow,
     TrialRow,
 )
-from scheduler_search.study.canonical import canonical_json
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.states import Decision, StageRecord, StudyRecord, StudyState, TrialRecord
 

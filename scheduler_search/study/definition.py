@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from scheduler_search.errors import RuleError
 from scheduler_search.rule import Rule
-from scheduler_search.study.canonical import canonical_json, sha256
+from scheduler_search.schedule.canonical import canonical_json, digest_of
 from scheduler_search.study.faults import study_file_error
 from scheduler_search.study.sections import (
     DataSection,
@@ -59,7 +59,7 @@ class StudyDefinition(Section):
             for section in sections:
                 target = target[section]  # type: ignore[assignment]
             target[key] = text
-        return sha256(document)
+        return digest_of(document)
 
     def to_document(self) -> dict[str, object]:
         """The definition as the nested tables of a study file: defaults written out, absent keys left out."""

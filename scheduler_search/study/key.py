@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler_search.rule import Rule
+from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.schedule.counts import keep_counts
 from scheduler_search.schedule.values import Reduction
-from scheduler_search.study.canonical import sha256
 
 
 def evaluation_key(context_digest: str, reduction: Reduction, vision_tokens: Sequence[int]) -> str:
@@ -24,7 +24,9 @@ def evaluation_key(context_digest: str, reduction: Reduction, vision_tokens: Seq
         context_digest: of the split, see ``SplitDescription``.
         vision_tokens: N of every sample of the split.
     """
-    return sha256({"format": 1, "context": context_digest, "reduction": _reduction_document(reduction, vision_tokens)})
+    return digest_of(
+        {"format": 1, "context": context_digest, "reduction": _reduction_document(reduction, vision_tokens)}
+    )
 
 
 def _reduction_document(reduction: Reduction, vision_tokens: Sequence[int]) -> dict[str, object] | None:

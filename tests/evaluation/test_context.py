@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scheduler_search.evaluation import LocalExecutor, context
-from scheduler_search.study.canonical import sha256
+from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.study.definition import StudyDefinition
 from tests.evaluation.conftest import save_tiny_model, write_image
 
@@ -39,7 +39,7 @@ def changed(first: tuple[str, dict[str, Any]], second: tuple[str, dict[str, Any]
 
 def test_the_digest_is_of_the_context(definition: Make) -> None:
     digest, ingredients = of(definition())
-    assert digest == sha256(ingredients)
+    assert digest == digest_of(ingredients)
     assert json.loads(json.dumps(ingredients)) == ingredients
 
 
