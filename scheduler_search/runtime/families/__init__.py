@@ -9,6 +9,7 @@ from torch import nn
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.runtime.families.family import Family
 from scheduler_search.runtime.families.llava import Llava
+from scheduler_search.runtime.families.refused import REFUSED
 
 _FAMILIES: tuple[Family, ...] = (Llava(),)
 
@@ -22,7 +23,7 @@ def family_of(model: nn.Module) -> Family:
         if family.architecture == name:
             family.check(model.config)
             return family
-    raise _unknown(name)
+    raise _not_served(name, getattr(getattr(model, "config", None), "model_type", None))
 
 
 def family_of_config(config: Any) -> Family:
@@ -31,10 +32,14 @@ def family_of_config(config: Any) -> Family:
         if family.model_type == config.model_type:
             family.check(config)
             return family
-    raise _unknown(config.model_type)
+    raise _not_served(config.model_type, config.model_type)
 
 
-def _unknown(name: str) -> UnsupportedError:
+def _not_served(name: str, model_type: str | None) -> UnsupportedError:
+    reason = REFUSED.get(model_type or "")
+    if reason is not None:
+        remedy = "run it without a schedule, or choose a model whose decoder reads vision tokens in its prompt"
+        return UnsupportedError(reason, actual=name, remedy=remedy)
     supported = ", ".join(sorted(family.architecture for family in _FAMILIES))
     return UnsupportedError(
         f"the model must be of a supported architecture ({supported})",

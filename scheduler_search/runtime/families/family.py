@@ -1,6 +1,7 @@
 """What the runtime must know about one model family, and nothing more.
 
-A new family is one file that subclasses ``Family`` and one line in the registry. Does not know: schedules, or hooks.
+A new family is one file that subclasses ``Family`` and one line in the registry (``families/__init__.py``); its tests
+are one builder in ``tests/runtime/families``. Does not know: schedules, or hooks.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import nn
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Grid
+from scheduler_search.runtime.families.parts import decoder_fields, tower_fields
 from scheduler_search.schedule.cost import ModelShape
 
 
@@ -22,36 +24,75 @@ class Family(abc.ABC):
     Attributes:
         architecture: class name of the model, as in ``config.architectures``.
         model_type: ``config.model_type``.
+        decoders: ``config.text_config.model_type`` of the decoders whose layers were tested with the hooks.
         attention: attention implementations whose masks and scores are served.
     """
 
     architecture: str
     model_type: str
+    decoders: tuple[str, ...]
     attention: frozenset[str] = frozenset({"sdpa", "eager"})
 
-    @abc.abstractmethod
-    def check(self, config: Any) -> None:
-        """UnsupportedError if a model of this configuration cannot be served."""
+    # -- what each family says
 
     @abc.abstractmethod
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:
-        """The patch grids of the images of a sample with N = ``vision_tokens``; UnsupportedError if it has none."""
+        """The patch grids of the images of a sample with N = ``vision_tokens``, in the order of the tokens.
+
+        Raises:
+            UnsupportedError: the number of vision tokens does not tell the grids (``no_grid``).
+        """
 
     @abc.abstractmethod
     def shape(self, config: Any) -> ModelShape:
         """Widths of tower, projector and decoder, for the cost arithmetic."""
 
     @abc.abstractmethod
-    def shape_fields(self, config: Any) -> Mapping[str, object]:
-        """Every configuration value that fixes a tensor shape or the number of vision tokens, defaults resolved."""
+    def own_fields(self, config: Any) -> Mapping[str, object]:
+        """Top-level configuration values that fix a tensor shape or the number of vision tokens, defaults resolved."""
 
-    @abc.abstractmethod
+    # -- what most families have in common
+
+    def check(self, config: Any) -> None:
+        """UnsupportedError if a model of this configuration cannot be served."""
+        decoder = config.text_config.model_type
+        if decoder not in self.decoders:
+            rule = f"the decoder must be one of {', '.join(self.decoders)}"
+            remedy = "use a model with one of these, or run it without a schedule"
+            raise self.refuse(rule, actual=repr(decoder), remedy=remedy)
+
     def layers(self, config: Any) -> tuple[int, int]:
         """Number of decoder and of vision-tower layers."""
+        return int(config.text_config.num_hidden_layers), int(config.vision_config.num_hidden_layers)
+
+    def whole_layers(self, config: Any) -> int:
+        """Leading decoder layers that must see every vision token: nothing may be dropped in front of any of them."""
+        return 0
+
+    def shape_fields(self, config: Any) -> Mapping[str, object]:
+        """Every configuration value that fixes a tensor shape or the number of vision tokens, defaults resolved.
+
+        The config digest of published schedules is over these: a field that is added here breaks them.
+        """
+        return {
+            "model_type": config.model_type,
+            **self.own_fields(config),
+            "text": self.text_fields(config.text_config),
+            "vision": self.vision_fields(config.vision_config),
+        }
+
+    def text_fields(self, text: Any) -> Mapping[str, object]:
+        """The decoder's part of ``shape_fields``."""
+        return decoder_fields(text)
+
+    def vision_fields(self, vision: Any) -> Mapping[str, object]:
+        """The tower's part of ``shape_fields``."""
+        return tower_fields(vision)
 
     def vision_token_ids(self, config: Any) -> tuple[int, ...]:
-        """Input ids that stand for vision tokens."""
-        return (int(config.image_token_id),)
+        """Input ids that stand for vision tokens: of images and, where the family has them, of videos."""
+        video = getattr(config, "video_token_id", None)
+        return (int(config.image_token_id),) if video is None else (int(config.image_token_id), int(video))
 
     def input_module(self, model: nn.Module) -> nn.Module:
         """The module whose forward receives ``input_ids`` and calls tower and decoder."""
@@ -63,6 +104,21 @@ class Family(abc.ABC):
         module: nn.Module = model.get_decoder()  # type: ignore[operator]
         return module
 
+    # -- for the families' own use
+
     def refuse(self, rule: str, *, actual: object, remedy: str) -> UnsupportedError:
         """An UnsupportedError about a model of this family."""
         return UnsupportedError(rule, actual=actual, place=self.architecture, remedy=remedy)
+
+    def no_grid(self, actual: str) -> UnsupportedError:
+        """The refusal of ``grids``; ``actual`` is the reason."""
+        rule = "pooling needs images whose patch grids follow from their number of vision tokens"
+        return self.refuse(rule, actual=actual, remedy="use a rule that does not pool")
+
+    def equal_grids(self, grid: Grid, vision_tokens: int) -> tuple[Grid, ...]:
+        """As many images of ``grid`` as make ``vision_tokens``; UnsupportedError if they are not whole images."""
+        if vision_tokens % grid.tokens:
+            rule = f"the vision tokens of a sample must be whole images of {grid.height} x {grid.width} patches"
+            remedy = "use a rule that does not pool, or images of the size the model was trained on"
+            raise self.refuse(rule, actual=f"{vision_tokens} tokens", remedy=remedy)
+        return (grid,) * (vision_tokens // grid.tokens)
