@@ -19,6 +19,7 @@ from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Reducer
 from scheduler_search.runtime.cache import cache_bytes
 from scheduler_search.runtime.families import Family
+from scheduler_search.runtime.injection import Injection
 from scheduler_search.runtime.plan import Plan, read_prompt
 from scheduler_search.runtime.prefill import Continuation, Masks, Prefill
 from scheduler_search.runtime.refusals import (
@@ -38,6 +39,7 @@ class _Pass(threading.local):
 
     state: Prefill | Continuation | None = None
     plan: Plan | None = None
+    injection: Injection | None = None
     slots: int = 0
 
 
@@ -104,9 +106,21 @@ class ScheduleHandle:
         for layer in sorted({0, *range(self._first, len(self._layers))}):
             hook = functools.partial(self._enter_layer, layer)
             self._hooks.append(self._layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        self._attach_injection()
         if self._decoder.attention is not None:
             self._tap = subscribe(self._implementation, self._listeners())
         self._guard_generate()
+
+    def _attach_injection(self) -> None:
+        """Hooks that move the features which the decoder adds between its first layers behind those layers."""
+        depth = self._family.injected_layers(self.model.config)
+        if not depth:
+            return
+        decoder = self._family.decoder(self.model)
+        self._hooks.append(decoder.register_forward_pre_hook(self._enter_decoder, with_kwargs=True))
+        for layer in range(depth):
+            hook = functools.partial(self._leave_layer, layer)
+            self._hooks.append(self._layers[layer].register_forward_hook(hook))
 
     def _listeners(self) -> dict[nn.Module, Listener]:
         """Listeners of the layers whose attention can rank: those in front of a layer that can reduce."""
@@ -140,7 +154,7 @@ class ScheduleHandle:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Plan the pass: a prefill of a prompt with vision tokens, a continuation, or neither."""
         current = self._pass
-        current.state = current.plan = None
+        current.state = current.plan = current.injection = None
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             if self._first < len(self._layers):
@@ -164,6 +178,22 @@ class ScheduleHandle:
         if plan.reduces:
             self._pass.state = Prefill(prompt, plan, self._entry, self._decoder, self._masks())
 
+    def _enter_decoder(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not isinstance(self._pass.state, Prefill):
+            return None
+        arguments, self._pass.injection = self._family.take_injection(kwargs)
+        return args, arguments
+
+    def _leave_layer(
+        self, layer: int, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        state, injection = self._pass.state, self._pass.injection
+        if injection is None or not isinstance(state, Prefill):
+            return None
+        return injection.add(layer, output, state.kept)
+
     def _enter_layer(
         self, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -186,7 +216,7 @@ class ScheduleHandle:
     def _end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         current = self._pass
         plan, state = current.plan, current.state
-        current.state = current.plan = None
+        current.state = current.plan = current.injection = None
         if plan is None or output is None:  # a continuation, or an exception
             return
         layers = len(self._layers)

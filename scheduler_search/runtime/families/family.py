@@ -15,6 +15,7 @@ from torch import nn
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Grid
 from scheduler_search.runtime.families.parts import decoder_fields, tower_fields
+from scheduler_search.runtime.injection import Injection
 from scheduler_search.schedule.cost import ModelShape
 
 
@@ -26,12 +27,14 @@ class Family(abc.ABC):
         model_type: ``config.model_type``.
         decoders: ``config.text_config.model_type`` of the decoders whose layers were tested with the hooks.
         attention: attention implementations whose masks and scores are served.
+        whole_layers: leading decoder layers that must see every vision token; nothing may be dropped in front of them.
     """
 
     architecture: str
     model_type: str
     decoders: tuple[str, ...]
     attention: frozenset[str] = frozenset({"sdpa", "eager"})
+    whole_layers: int = 0
 
     # -- what each family says
 
@@ -65,9 +68,13 @@ class Family(abc.ABC):
         """Number of decoder and of vision-tower layers."""
         return int(config.text_config.num_hidden_layers), int(config.vision_config.num_hidden_layers)
 
-    def whole_layers(self, config: Any) -> int:
-        """Leading decoder layers that must see every vision token: nothing may be dropped in front of any of them."""
+    def injected_layers(self, config: Any) -> int:
+        """Number of first decoder layers behind which the decoder may add features to vision tokens (DeepStack)."""
         return 0
+
+    def take_injection(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Injection | None]:
+        """The decoder's arguments without the features that it would add behind layers, and these features."""
+        return dict(arguments), None
 
     def shape_fields(self, config: Any) -> Mapping[str, object]:
         """Every configuration value that fixes a tensor shape or the number of vision tokens, defaults resolved.
