@@ -64,7 +64,7 @@ def feature_width(config: Any) -> int:
 
 
 def clip_shape(vision: Any, full: bool) -> VisionShape:
-    """A CLIP or SigLIP tower over one image; ``full`` passes the class token on as a vision token, where there is one."""
+    """A CLIP or SigLIP tower over one image; ``full`` makes the class token, where there is one, a vision token."""
     clip = vision.model_type == "clip_vision_model"
     return tower_shape(
         vision,

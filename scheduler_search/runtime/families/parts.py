@@ -1,4 +1,4 @@
-"""Pieces that several families share: decoders as the cost arithmetic and the digest see them, and towers of one size."""
+"""Pieces that several families share: decoders and towers as the cost arithmetic and the config digest see them."""
 
 from __future__ import annotations
 
