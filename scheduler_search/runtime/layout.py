@@ -54,6 +54,22 @@ def gather_tokens(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.
     return values.gather(dim, index.to(values.device).view(view).expand(target))
 
 
+def gather_positions(positions: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Position ids [B or 1, S], or [axes, B or 1, S] where rotary positions have several, at ``index`` [B, M]."""
+    if positions.ndim == 3:
+        return torch.stack([gather_tokens(section, index, 1) for section in positions])
+    return gather_tokens(positions, index, 1)
+
+
+def gather_rotary(
+    rotary: torch.Tensor | tuple[torch.Tensor, ...], index: torch.Tensor
+) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """Rotary embeddings, cos and sin [B or 1, S, E] or one complex tensor, at ``index`` [B, M]."""
+    if isinstance(rotary, torch.Tensor):
+        return gather_tokens(rotary, index, rotary.ndim - 2)
+    return tuple(gather_tokens(part, index, part.ndim - 2) for part in rotary)
+
+
 def compact(stay: torch.Tensor, slots: int, fillers: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Slots of the tokens that stay, in their order, right-aligned.
 

@@ -16,7 +16,15 @@ from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import AttentionQuery, Prompt, Reducer, Tokens, reduce_tokens
 from scheduler_search.reducers.attention import attention_scores, query_rows
 from scheduler_search.runtime.cache import LogicalDynamicLayer, prepare_cache
-from scheduler_search.runtime.layout import Kept, compact, continue_mask, gather_mask, gather_tokens
+from scheduler_search.runtime.layout import (
+    Kept,
+    compact,
+    continue_mask,
+    gather_mask,
+    gather_positions,
+    gather_rotary,
+    gather_tokens,
+)
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.tap import AttentionInputs
 
@@ -170,11 +178,9 @@ class Prefill:
             lambda: gather_mask(mask, kept, additive=self.masks.additive), kept, mask
         )
         if rotary is not None:
-            cut["position_embeddings"] = self._memo.get(
-                lambda: tuple(gather_tokens(part, kept.position, part.ndim - 2) for part in rotary), kept, rotary
-            )
+            cut["position_embeddings"] = self._memo.get(lambda: gather_rotary(rotary, kept.position), kept, rotary)
         if positions is not None:
-            cut["position_ids"] = self._memo.get(lambda: gather_tokens(positions, kept.position, 1), kept, positions)
+            cut["position_ids"] = self._memo.get(lambda: gather_positions(positions, kept.position), kept, positions)
         return cut
 
     def _query_rows(self, query: AttentionQuery, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

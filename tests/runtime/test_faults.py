@@ -16,18 +16,18 @@ Patch = pytest.MonkeyPatch
 
 def renumbered_positions(patch: Patch) -> None:
     """Kept tokens get the rotary positions 0..M-1 of the shortened sequence."""
-    gather = prefill.gather_tokens
+    gather = layout.gather_tokens
 
     def wrong(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
         rotary = values.ndim == 3 and values.dtype == torch.float32 and values.shape[-1] == 16
         return gather(values, torch.arange(index.shape[1]).expand_as(index) if rotary else index, dim)
 
-    patch.setattr(prefill, "gather_tokens", wrong)
+    patch.setattr(layout, "gather_tokens", wrong)
 
 
 def positions_off_by_one(patch: Patch) -> None:
     """One token in the middle is rotated as its neighbour: the smallest wrong position there is."""
-    gather = prefill.gather_tokens
+    gather = layout.gather_tokens
 
     def wrong(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
         if values.ndim == 3 and values.shape[-1] == 16:
@@ -35,7 +35,7 @@ def positions_off_by_one(patch: Patch) -> None:
             index[:, index.shape[1] // 2] -= 1
         return gather(values, index, dim)
 
-    patch.setattr(prefill, "gather_tokens", wrong)
+    patch.setattr(layout, "gather_tokens", wrong)
 
 
 def leading_mask_columns(patch: Patch) -> None:
