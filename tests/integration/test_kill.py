@@ -92,6 +92,8 @@ def test_control_c_leaves_a_resumable_study(cli: Cli, tmp_path: Path, small: Pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background of a script, SIGINT is ignored, and the child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while chunk_count(tmp_path / "killed.db") == 0 and process.poll() is None and time.monotonic() < deadline:
