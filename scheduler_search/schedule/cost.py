@@ -55,16 +55,18 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class VisionShape:
-    """Widths of a CLIP or SigLIP vision tower and of its patch embedding, for one image (or one tile).
+    """Widths of a vision tower and of its patch embedding, for one image (or one tile).
 
     Args:
         layers: layers that are executed (also those behind ``vision_feature_layer``: they run and are thrown away).
-        patches: patch tokens of one image.
+        patches: patch tokens of one image; of a native tower any number that belongs to ``tokens_per_image``.
         class_tokens: tokens beside the patches (CLIP has one class token, SigLIP none).
         patch_values: numbers in one patch, channels x height x width.
         tokens_per_image: vision tokens that the decoder gets for one image, after any merging in the projector.
         gated: whether the MLP is gated.
         pooling_head: whether an attention pooling head with its MLP runs on the result (SigLIP; LLaVA throws it away).
+        native: whether the tower takes images of any size, so that the patches follow from the vision tokens (Pixtral).
+            False is an image, or a tile, of one size, and a sample has as many as its vision tokens need.
     """
 
     layers: int
@@ -77,6 +79,7 @@ class VisionShape:
     class_tokens: int = 1
     gated: bool = False
     pooling_head: bool = False
+    native: bool = False
 
     @property
     def linear_flops(self) -> int:
@@ -84,13 +87,26 @@ class VisionShape:
         matrices = 3 if self.gated else 2
         return 2 * self.hidden * (4 * self.hidden + matrices * self.intermediate)
 
+    def sample_flops(self, vision_tokens: int, keep_rates: Sequence[float] | None = None) -> float:
+        """FLOPs of all images of a sample with N = ``vision_tokens``.
+
+        A native tower is counted over one image: the sizes of several are not in their sum.
+        """
+        images = vision_tokens / self.tokens_per_image
+        if self.native:
+            return float(self._flops(round(images * self.patches), keep_rates))
+        return images * self.image_flops(keep_rates)
+
     def image_flops(self, keep_rates: Sequence[float] | None = None) -> int:
         """FLOPs of one image; ``keep_rates`` are those of a reduction inside the tower (class tokens always stay)."""
-        counts = [self.patches] * self.layers if keep_rates is None else list(keep_counts(keep_rates, self.patches))
+        return self._flops(self.patches, keep_rates)
+
+    def _flops(self, patches: int, keep_rates: Sequence[float] | None) -> int:
+        counts = [patches] * self.layers if keep_rates is None else list(keep_counts(keep_rates, patches))
         tokens = [count + self.class_tokens for count in counts]
-        embedding = 2 * self.patches * self.patch_values * self.hidden
+        embedding = 2 * patches * self.patch_values * self.hidden
         layers = self.linear_flops * sum(tokens) + 4 * self.hidden * sum(n * n for n in tokens)
-        return embedding + layers + self._pooling_flops(tokens[-1] if tokens else self.patches)
+        return embedding + layers + self._pooling_flops(tokens[-1] if tokens else patches)
 
     def _pooling_flops(self, tokens: int) -> int:
         if not self.pooling_head:
@@ -129,7 +145,7 @@ class ModelShape:
         widths = pairwise(self.projector)
         flops = float(projected * sum(2 * wide * narrow for wide, narrow in widths))
         if self.vision is not None and vision_tokens:
-            flops += self.vision.image_flops(keep_rates) * (vision_tokens / self.vision.tokens_per_image)
+            flops += self.vision.sample_flops(vision_tokens, keep_rates)
         return flops
 
 

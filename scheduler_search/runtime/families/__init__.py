@@ -8,10 +8,24 @@ from torch import nn
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.runtime.families.family import Family
+from scheduler_search.runtime.families.idefics3 import Idefics3, SmolVLM
+from scheduler_search.runtime.families.internvl import InternVL
 from scheduler_search.runtime.families.llava import Llava
+from scheduler_search.runtime.families.llava_next import LlavaNext, LlavaOnevision
+from scheduler_search.runtime.families.mistral3 import Mistral3
 from scheduler_search.runtime.families.refused import REFUSED
+from scheduler_search.runtime.families.vipllava import VipLlava
 
-_FAMILIES: tuple[Family, ...] = (Llava(),)
+_FAMILIES: tuple[Family, ...] = (
+    Idefics3(),
+    InternVL(),
+    Llava(),
+    LlavaNext(),
+    LlavaOnevision(),
+    Mistral3(),
+    SmolVLM(),
+    VipLlava(),
+)
 
 __all__ = ["Family", "family_of", "family_of_config"]
 

@@ -70,8 +70,16 @@ def patch_grid(vision: Any) -> Grid:
     return Grid(height // patch_height, width // patch_width)
 
 
-def tower_shape(vision: Any, tokens_per_image: int, *, class_tokens: int, pooling_head: bool = False) -> VisionShape:
-    """Widths of a tower over one image, or tile, of its configured size."""
+def tower_shape(
+    vision: Any,
+    tokens_per_image: int,
+    *,
+    class_tokens: int = 0,
+    gated: bool = False,
+    pooling_head: bool = False,
+    native: bool = False,
+) -> VisionShape:
+    """Widths of a tower with the usual names over one image, or tile, of its configured size; see VisionShape."""
     patch_height, patch_width = pair(vision.patch_size)
     return VisionShape(
         layers=int(vision.num_hidden_layers),
@@ -82,5 +90,7 @@ def tower_shape(vision: Any, tokens_per_image: int, *, class_tokens: int, poolin
         patch_values=int(getattr(vision, "num_channels", 3)) * patch_height * patch_width,
         tokens_per_image=tokens_per_image,
         class_tokens=class_tokens,
+        gated=gated,
         pooling_head=pooling_head,
+        native=native,
     )

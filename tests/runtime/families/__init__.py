@@ -4,7 +4,9 @@ A new family is one subclass of ``Builder`` (``builder.py``) in a file of this f
 """
 
 from tests.runtime.families.builder import SHAPES, Builder
-from tests.runtime.families.llava import LlavaBuilder
+from tests.runtime.families.llava import LlavaBuilder, VipLlavaBuilder
+from tests.runtime.families.merged import Idefics3Builder, InternVLBuilder, Mistral3Builder, SmolVLMBuilder
+from tests.runtime.families.tiled import LlavaNextBuilder, LlavaOnevisionBuilder
 
 BUILDERS: dict[str, Builder] = {
     builder.name: builder
@@ -12,6 +14,15 @@ BUILDERS: dict[str, Builder] = {
         LlavaBuilder("llama"),
         LlavaBuilder("qwen2"),
         LlavaBuilder("mistral"),
+        VipLlavaBuilder(),
+        LlavaNextBuilder(),
+        LlavaOnevisionBuilder(),
+        InternVLBuilder("qwen2"),
+        InternVLBuilder("qwen3"),
+        Idefics3Builder(),
+        SmolVLMBuilder(),
+        Mistral3Builder("mistral"),
+        Mistral3Builder("ministral3"),
     )
 }
 

@@ -1,4 +1,4 @@
-"""LLaVA with each of its decoders."""
+"""LLaVA with each of its decoders, and VipLLaVA."""
 
 from __future__ import annotations
 
@@ -23,6 +23,19 @@ class LlavaBuilder(Builder):
         return transformers.LlavaConfig(
             vision_config=transformers.CLIPVisionConfig(**CLIP), text_config=text, image_token_index=IMAGE
         )
+
+    def image(self, size: str, generator: torch.Generator) -> Image:  # noqa: ARG002
+        return Image(36, {"pixel_values": pixels(generator, 1, 3, 48, 48)})
+
+
+class VipLlavaBuilder(Builder):
+    name = "vipllava"
+    model_class = transformers.VipLlavaForConditionalGeneration
+
+    def config(self) -> Any:
+        vision = transformers.CLIPVisionConfig(**{**CLIP, "num_hidden_layers": 12})
+        text = transformers.LlamaConfig(**TEXT)
+        return transformers.VipLlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
 
     def image(self, size: str, generator: torch.Generator) -> Image:  # noqa: ARG002
         return Image(36, {"pixel_values": pixels(generator, 1, 3, 48, 48)})
