@@ -11,27 +11,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from scheduler_search.reducers.quota import spread_over_images
 from scheduler_search.reducers.reducer import AttentionQuery, HeadReduction, Pruning, QueryRows
 from scheduler_search.reducers.tokens import Prompt, Tokens
 from scheduler_search.rule import Rule
 
 
 class _ByAttention(Pruning):
-    """Keeps the tokens with the most attention in ``Tokens.attention``."""
+    """Keeps the tokens with the most attention in ``Tokens.attention``, of all images or of each."""
 
     attention: AttentionQuery
 
+    def __init__(self, rule: Rule) -> None:
+        self.needs_images = rule.parameter("quota") == "per-image"
+
     def filter(self, tokens: Tokens, /) -> torch.Tensor:
-        """Redundancy [B, S]: the attention, negated."""
+        """Redundancy [B, S]: the attention, negated; under a quota per image, the place of the token's seat."""
         if tokens.attention is None:
             raise ValueError("a rule that ranks by attention needs Tokens.attention")
-        return -tokens.attention
+        return spread_over_images(-tokens.attention, tokens) if self.needs_images else -tokens.attention
 
 
 class AttentionRank(_ByAttention):
     """Sort & Reduce: attention averaged over the rule's query rows."""
 
     def __init__(self, rule: Rule) -> None:
+        super().__init__(rule)
         rows = cast(QueryRows, rule.parameter("query_rows"))
         self.attention = AttentionQuery(rows, cast(HeadReduction, rule.parameter("head_reduction")))
 
@@ -40,6 +45,7 @@ class LastRowRank(_ByAttention):
     """FastV as its published code does it: the attention of the last query row."""
 
     def __init__(self, rule: Rule) -> None:
+        super().__init__(rule)
         self.attention = AttentionQuery("last", cast(HeadReduction, rule.parameter("head_reduction")))
 
 
@@ -49,9 +55,9 @@ def query_rows(prompt: Prompt, rows: QueryRows) -> npt.NDArray[np.bool_]:
     ``instruction`` is the real text after the last image token, or the last real token where an image ends the prompt;
     ``last`` is the last real token; ``all`` is every real text token.
     """
-    text = prompt.real & ~prompt.vision
+    text = prompt.asking & ~prompt.vision
     slots = np.arange(prompt.slots)[None, :]
-    last = _last(prompt.real)
+    last = _last(prompt.asking)
     chosen: npt.NDArray[np.bool_]
     if rows == "all":
         chosen = text

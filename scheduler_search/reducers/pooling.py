@@ -41,6 +41,8 @@ class AveragePooling:
 
     attention: AttentionQuery | None = None
     needs_grids = True
+    needs_images = False
+    needs_ids = False
 
     def __init__(self, rule: Rule) -> None:
         self.positions = rule.parameter("positions")

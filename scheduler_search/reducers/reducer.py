@@ -33,10 +33,14 @@ class Reducer(Protocol):
     Attributes:
         attention: the attention that ``filter`` will find in ``Tokens.attention``, or None.
         needs_grids: whether ``Prompt.grids`` must be filled.
+        needs_images: whether ``Prompt.images`` must be filled.
+        needs_ids: whether the choice depends on ``Prompt.input_ids``, so that embeddings alone do not do.
     """
 
     attention: AttentionQuery | None
     needs_grids: bool
+    needs_images: bool
+    needs_ids: bool
 
     def filter(self, tokens: Tokens, /) -> torch.Tensor:
         """Redundancy [B, S] of each slot, higher goes first; slots that are not vision tokens are ignored."""
@@ -53,6 +57,8 @@ class Pruning:
 
     attention: AttentionQuery | None = None
     needs_grids = False
+    needs_images = False
+    needs_ids = False
 
     def correlate(self, _tokens: Tokens, _kept: torch.Tensor, /) -> torch.Tensor | None:
         """No target receives anything."""

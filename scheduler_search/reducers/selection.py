@@ -19,9 +19,14 @@ def least_redundant(redundancy: torch.Tensor, vision: torch.Tensor, keep: torch.
     Returns:
         [B, S] bool with exactly ``keep[b]`` True in row b, all of them in ``vision``.
     """
-    worst = torch.finfo(redundancy.dtype).max
-    finite = torch.nan_to_num(redundancy, nan=worst, posinf=worst)
-    order = finite.masked_fill(~vision, float("inf")).argsort(dim=1, stable=True)
+    order = least_redundant_first(redundancy, vision)
     rank = torch.empty_like(order)
     rank.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
     return vision & (rank < keep[:, None])
+
+
+def least_redundant_first(redundancy: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
+    """Slots [B, S] in the order in which they are kept: vision tokens first, ties to the earlier, NaN as the worst."""
+    worst = torch.finfo(redundancy.dtype).max
+    finite = torch.nan_to_num(redundancy, nan=worst, posinf=worst)
+    return finite.masked_fill(~vision, float("inf")).argsort(dim=1, stable=True)

@@ -39,12 +39,18 @@ class Prompt:
         real: [B, S0] bool, False for padding.
         vision: [B, S0] bool, slots that carry image features.
         grids: the images of each sample, in order; empty unless a rule asked for them.
+        images: [B, S0] int64, which image of its sample a vision slot belongs to, from 0; -1 for all other slots. None
+            unless a rule asked for it.
+        given: leading slots that rules may look at; None for all. Slots behind them were generated, or are candidates
+            of assisted decoding: they must not change what is kept of the prompt.
     """
 
     input_ids: npt.NDArray[np.int64]
     real: npt.NDArray[np.bool_]
     vision: npt.NDArray[np.bool_]
     grids: tuple[tuple[Grid, ...], ...] = ()
+    images: npt.NDArray[np.int64] | None = None
+    given: int | None = None
     _memo: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -56,6 +62,13 @@ class Prompt:
     def slots(self) -> int:
         """S0, padding included."""
         return int(self.vision.shape[1])
+
+    @cached_property
+    def asking(self) -> npt.NDArray[np.bool_]:
+        """[B, S0] bool, the real slots of the prompt as it was given."""
+        given = self.slots if self.given is None else self.given
+        asking: npt.NDArray[np.bool_] = self.real & (np.arange(self.slots) < given)
+        return asking
 
     @cached_property
     def vision_tokens(self) -> tuple[int, ...]:

@@ -11,6 +11,12 @@ from scheduler_search.rule.declaration import Declaration, Parameter, ParameterV
 _HEADS = Parameter("head_reduction", "mean", "how the attention heads are combined", choices=("mean", "max", "sum"))
 _PREVIOUS = Parameter("score_layer", "previous", "the layer whose attention ranks the tokens", choices=("previous",))
 _KEEP_POSITIONS = Parameter("positions", "keep", "whether kept tokens keep their rotary positions", choices=("keep",))
+_QUOTA = Parameter(
+    "quota",
+    "pooled",
+    "whether the images of a sample share one ranking, or each keeps its share of the tokens and is ranked by itself",
+    choices=("pooled", "per-image"),
+)
 
 _ATTENTION_RANK = Declaration(
     name="attention-rank",
@@ -26,6 +32,7 @@ _ATTENTION_RANK = Declaration(
         _HEADS,
         _PREVIOUS,
         _KEEP_POSITIONS,
+        _QUOTA,
     ),
     needs_attention=True,
     implementation="scheduler_search.reducers.attention:AttentionRank",
@@ -36,7 +43,7 @@ _FASTV = Declaration(
     name="fastv",
     version=1,
     places=frozenset({"decoder"}),
-    parameters=(_HEADS, _PREVIOUS, _KEEP_POSITIONS),
+    parameters=(_HEADS, _PREVIOUS, _KEEP_POSITIONS, _QUOTA),
     needs_attention=True,
     implementation="scheduler_search.reducers.attention:LastRowRank",
     source="FastV (seed 003, reference 5): attention of the last query row, as its published code does",
@@ -48,6 +55,7 @@ _RANDOM = Declaration(
     places=frozenset({"decoder", "entry"}),
     parameters=(
         Parameter("seed", 0, "seed of the ranking; the sample's input ids are the other half of the key", low=0),
+        _QUOTA,
     ),
     needs_attention=False,
     implementation="scheduler_search.reducers.random:RandomRank",

@@ -7,8 +7,11 @@ also by an exception: threads that share the model do not mix.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -20,14 +23,18 @@ from scheduler_search.reducers import Reducer
 from scheduler_search.runtime.cache import cache_bytes
 from scheduler_search.runtime.families import Family
 from scheduler_search.runtime.injection import Injection
-from scheduler_search.runtime.plan import Plan, read_prompt
+from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefill import Continuation, Masks, Prefill
+from scheduler_search.runtime.prompts import Asked, PromptReader
 from scheduler_search.runtime.refusals import (
     attention_implementation,
     check_attention,
     check_generation,
     check_labels,
+    check_not_compiling,
     check_prefill,
+    check_vision_mask,
+    prompt_slots,
 )
 from scheduler_search.runtime.report import LayerReport, Report
 from scheduler_search.runtime.tap import AttentionInputs, AttentionTap, Listener, subscribe, unsubscribe
@@ -41,6 +48,7 @@ class _Pass(threading.local):
     plan: Plan | None = None
     injection: Injection | None = None
     slots: int = 0
+    asked: Asked = Asked()
 
 
 class ScheduleHandle:
@@ -56,6 +64,8 @@ class ScheduleHandle:
         self._family, self._entry, self._decoder = family, entry, decoder
         self._layers: list[nn.Module] = list(family.decoder(model).layers)  # type: ignore[arg-type]
         self._implementation = attention_implementation(model, family)
+        rules = (decoder,) if entry is None else (entry, decoder)
+        self._reader = PromptReader(family, model.config, rules)
         self._pass = _Pass()
         self._report: Report | None = None
         self._tap: AttentionTap | None = None
@@ -75,6 +85,27 @@ class ScheduleHandle:
         if self._report is None:
             raise UnsupportedError("a report needs a prefill", remedy="run the model once, then ask again")
         return self._report
+
+    @contextlib.contextmanager
+    def vision_mask(self, mask: torch.Tensor) -> Iterator[None]:
+        """Say which of the embeddings that this thread passes as ``inputs_embeds`` are vision tokens.
+
+        Inside the block, ``forward`` and ``generate`` reduce prompts that come as embeddings alone; without it they are
+        refused. Later turns and generated tokens need no mask: they are text.
+
+        Args:
+            mask: [B, S] bool, True for vision tokens; padding may be either.
+
+        Raises:
+            UnsupportedError: a mask of another form; or, when the prompt is read, of another shape.
+        """
+        check_vision_mask(mask)
+        before = self._pass.asked
+        self._pass.asked = replace(before, vision=mask)
+        try:
+            yield
+        finally:
+            self._pass.asked = before
 
     def remove(self) -> None:
         """Take the schedule off the model; a second call does nothing."""
@@ -135,13 +166,22 @@ class ScheduleHandle:
         return [layer.self_attn for layer in self._layers]  # type: ignore[misc]
 
     def _guard_generate(self) -> None:
-        """Refuse settings of ``generate`` that no forward pass can see."""
+        """Refuse settings of ``generate`` that no forward pass can see, and remember the length of its prompt.
+
+        Passes without a cache, and the first of assisted decoding, have more than the prompt in them. What they keep of
+        the prompt must be what a plain prefill keeps, so that these ways to generate differ in nothing but speed.
+        """
         generate: Any = self.model.generate
 
         @functools.wraps(generate)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             check_generation(self.model, args, kwargs)
-            return generate(*args, **kwargs)
+            before = self._pass.asked
+            self._pass.asked = replace(before, generates=True, slots=prompt_slots(args, kwargs))
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._pass.asked = before
 
         guarded.handle = self  # type: ignore[attr-defined]
         self.model.generate = guarded  # type: ignore[assignment]
@@ -155,24 +195,23 @@ class ScheduleHandle:
         """Plan the pass: a prefill of a prompt with vision tokens, a continuation, or neither."""
         current = self._pass
         current.state = current.plan = current.injection = None
+        reduces = self._first < len(self._layers)
+        if reduces:
+            check_not_compiling()
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            if self._first < len(self._layers):
+            if reduces:
                 current.state = Continuation(self._masks())
             return
         if args:
             kwargs = {"input_ids": args[0], **kwargs}
-        if self._first < len(self._layers):
-            check_prefill(module, kwargs)
-        input_ids = kwargs.get("input_ids")
-        if input_ids is not None:
-            self._plan(input_ids, kwargs.get("attention_mask"))
+        if reduces:
+            check_prefill(module, kwargs, current.asked.vision)
+        if kwargs.get("input_ids") is not None or current.asked.vision is not None:
+            self._plan(kwargs)
 
-    def _plan(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
-        config = self.model.config
-        needs_grids = self._entry is not None and self._entry.needs_grids
-        grids = functools.partial(self._family.grids, config) if needs_grids else None
-        prompt = read_prompt(input_ids, attention_mask, self._family.vision_token_ids(config), grids)
+    def _plan(self, arguments: dict[str, Any]) -> None:
+        prompt = self._reader.read(arguments, self._pass.asked)
         plan = Plan.of(self.reduction.keep_rates, prompt.vision_tokens)
         self._pass.plan, self._pass.slots = plan, prompt.slots
         if plan.reduces:
@@ -197,6 +236,7 @@ class ScheduleHandle:
     def _enter_layer(
         self, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        check_not_compiling()  # a layer may be compiled by itself
         state = self._pass.state
         if state is None:
             return None

@@ -1,17 +1,10 @@
-"""What one prefill will do, decided on the host before it starts: who is vision, and how many tokens each layer keeps.
-
-One transfer of input ids and padding mask is all that the device is asked; counts follow from the schedule.
-"""
+"""What one prefill will do, decided on the host before it starts: how many vision tokens each layer keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from scheduler_search.reducers import Grid, Prompt
 from scheduler_search.schedule.counts import keep_counts
 
 
@@ -52,24 +45,3 @@ class Plan:
     def reduces(self) -> bool:
         """Whether anything is dropped at all."""
         return bool(self.counts) and self.counts[-1] != self.vision_tokens
-
-
-def read_prompt(
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    vision_ids: tuple[int, ...],
-    grids: Callable[[int], tuple[Grid, ...]] | None,
-) -> Prompt:
-    """Bring a batch's prompt to the host.
-
-    Args:
-        input_ids: [B, S] int64.
-        attention_mask: [B, S], 0 for padding; None if there is none.
-        vision_ids: input ids that stand for vision tokens.
-        grids: N -> the images of a sample with N vision tokens, where a rule needs them.
-    """
-    ids = input_ids.cpu().numpy().astype(np.int64, copy=False)
-    real = np.ones(ids.shape, np.bool_) if attention_mask is None else attention_mask.cpu().numpy().astype(np.bool_)
-    vision = np.isin(ids, vision_ids) & real
-    images = () if grids is None else tuple(grids(int(count)) for count in vision.sum(axis=1))
-    return Prompt(ids, real, vision, images)

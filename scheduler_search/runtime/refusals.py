@@ -14,6 +14,7 @@ from scheduler_search.schedule.values import Reduction
 
 _PLACE = "model under a schedule"
 _DYNAMIC = (None, "dynamic", "dynamic_full")
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k")
 
 
 def check_model(model: nn.Module, family: Family, reduction: Reduction) -> None:
@@ -24,13 +25,18 @@ def check_model(model: nn.Module, family: Family, reduction: Reduction) -> None:
             actual="a vision-tower block",
             remedy="apply a schedule without one",
         )
-    if getattr(model, "_compiled_call_impl", None) is not None:
+    compiled = [name for name, part in model.named_modules() if _is_compiled(part)]
+    if compiled:
         raise UnsupportedError(
             "a schedule needs a model that is not compiled",
-            actual="a model on which compile() was called",
+            actual=f"a compiled {compiled[0] or 'model'}",
             remedy="apply the schedule to the model as from_pretrained returns it",
         )
     check_attention(family, attention_implementation(model, family))
+
+
+def _is_compiled(part: nn.Module) -> bool:
+    return getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod")
 
 
 def attention_implementation(model: nn.Module, family: Family) -> str:
@@ -59,7 +65,7 @@ def check_labels(arguments: dict[str, Any]) -> None:
         )
 
 
-def check_prefill(module: nn.Module, arguments: dict[str, Any]) -> None:
+def check_prefill(module: nn.Module, arguments: dict[str, Any], vision_mask: torch.Tensor | None) -> None:
     """UnsupportedError for a prefill that would silently be reduced wrongly, or not at all."""
     check_cache(arguments.get("past_key_values"))
     mask = arguments.get("attention_mask")
@@ -70,23 +76,68 @@ def check_prefill(module: nn.Module, arguments: dict[str, Any]) -> None:
             place=_PLACE,
             remedy="pass the mask that the processor returns",
         )
-    if arguments.get("input_ids") is None:
-        raise UnsupportedError(
-            "input_ids must be given, since they tell vision tokens from text",
-            actual="inputs_embeds",
-            place=_PLACE,
-            remedy="pass input_ids with pixel_values or mm_encoder_outputs",
-        )
-    if torch.compiler.is_compiling():
-        raise UnsupportedError(
-            "a forward pass under a schedule cannot be compiled", place=_PLACE, remedy="run it without torch.compile"
-        )
+    _check_tokens(arguments, vision_mask)
+    _check_packing(arguments)
     if module.training and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
         raise UnsupportedError(
             "gradient checkpointing cannot be used, since it runs layers again outside the forward pass",
             place=_PLACE,
             remedy="call model.eval() before the forward pass",
         )
+
+
+def _check_tokens(arguments: dict[str, Any], vision_mask: torch.Tensor | None) -> None:
+    if arguments.get("input_ids") is None and vision_mask is None:
+        raise UnsupportedError(
+            "input_ids must be given, since they tell vision tokens from text",
+            actual="inputs_embeds",
+            place=_PLACE,
+            remedy="pass input_ids with pixel_values, or mark the vision tokens: handle.vision_mask(...)",
+        )
+    if arguments.get("input_ids") is not None and vision_mask is not None:
+        raise UnsupportedError(
+            "a vision mask is for prompts that come as embeddings, in one piece and with a cache",
+            actual="a prompt of input_ids",
+            place="vision_mask",
+            remedy="pass inputs_embeds (and leave use_cache on), or leave the vision_mask block",
+        )
+
+
+def _check_packing(arguments: dict[str, Any]) -> None:
+    if any(arguments.get(name) is not None for name in _PACKED):
+        raise UnsupportedError(
+            "a row of the batch must be one prompt, since its tokens are ranked together",
+            actual="packed sequences",
+            place=_PLACE,
+            remedy="pass one prompt per row, padded on the left",
+        )
+
+
+def check_not_compiling() -> None:
+    """UnsupportedError inside of torch.compile: hooks keep state beside the graph that a trace would freeze."""
+    if torch.compiler.is_compiling():
+        raise UnsupportedError(
+            "a forward pass under a schedule cannot be compiled", place=_PLACE, remedy="run it without torch.compile"
+        )
+
+
+def check_vision_mask(mask: object) -> None:
+    """UnsupportedError for anything but a [B, S] tensor of bool."""
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
+        found = f"{list(mask.shape)} of {mask.dtype}" if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise UnsupportedError(
+            "the vision mask must be a tensor [batch, tokens] of bool",
+            actual=found,
+            place="vision_mask",
+            remedy="pass True for the embeddings of vision tokens, False for all others",
+        )
+
+
+def prompt_slots(positional: tuple[Any, ...], arguments: dict[str, Any]) -> int | None:
+    """Length of the prompt that ``generate`` is called with, None if it has none."""
+    first = positional[0] if positional else None
+    given = (arguments.get("inputs_embeds"), arguments.get("input_ids"), arguments.get("inputs"), first)
+    return next((int(prompt.shape[1]) for prompt in given if isinstance(prompt, torch.Tensor)), None)
 
 
 def check_generation(model: nn.Module, positional: tuple[Any, ...], arguments: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ def test_defaults_are_written_out() -> None:
             "head_reduction": "max",
             "positions": "keep",
             "query_rows": "instruction",
+            "quota": "pooled",
             "score_layer": "previous",
         },
     }
@@ -54,11 +55,12 @@ def test_an_unknown_version() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("random", {"sede": 1}, r"declared parameters \(seed\), but got 'sede'"),
+        ("random", {"sede": 1}, r"declared parameters \(quota, seed\), but got 'sede'"),
         ("random", {"seed": "one"}, "must be of type int, but got 'one'"),
         ("random", {"seed": True}, "must be of type int, but got True"),
         ("random", {"seed": -1}, "at least 0, but got -1"),
         ("fastv", {"query_rows": "last"}, "declared parameters"),
+        ("fastv", {"quota": "per-tile"}, "one of 'pooled', 'per-image', but got 'per-tile'"),
         ("attention-rank", {"query_rows": "first"}, "one of 'instruction', 'last', 'all', but got 'first'"),
     ],
 )

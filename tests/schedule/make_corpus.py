@@ -26,11 +26,12 @@ ATTENTION_RANK = {
         "head_reduction": "mean",
         "positions": "keep",
         "query_rows": "instruction",
+        "quota": "pooled",
         "score_layer": "previous",
     },
 }
 POOLING = {"name": "pooling", "version": 1, "parameters": {"positions": "keep"}}
-RANDOM = {"name": "random", "version": 1, "parameters": {"seed": 7}}
+RANDOM = {"name": "random", "version": 1, "parameters": {"quota": "pooled", "seed": 7}}
 
 
 def searched() -> Document:

@@ -10,10 +10,12 @@ import abc
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from scheduler_search.errors import UnsupportedError
-from scheduler_search.reducers import Grid
+from scheduler_search.reducers import Grid, image_runs
 from scheduler_search.runtime.families.parts import decoder_fields, tower_fields
 from scheduler_search.runtime.injection import Injection
 from scheduler_search.schedule.cost import ModelShape
@@ -100,6 +102,13 @@ class Family(abc.ABC):
         """Input ids that stand for vision tokens: of images and, where the family has them, of videos."""
         video = getattr(config, "video_token_id", None)
         return (int(config.image_token_id),) if video is None else (int(config.image_token_id), int(video))
+
+    def images(self, config: Any, vision: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """Which image of its sample each slot of ``vision`` [B, S] belongs to, from 0; -1 for text.
+
+        Here a maximal run of vision tokens; a video is one image. UnsupportedError where runs are no images.
+        """
+        return image_runs(vision)
 
     def input_module(self, model: nn.Module) -> nn.Module:
         """The module whose forward receives ``input_ids`` and calls tower and decoder."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scheduler_search.reducers import Grid
+import numpy as np
+import numpy.typing as npt
+
+from scheduler_search.reducers import Grid, image_runs
 from scheduler_search.runtime.families.family import Family
 from scheduler_search.runtime.families.parts import decoder_shape, patch_grid, tower_shape
 from scheduler_search.schedule.cost import ModelShape, VisionShape
@@ -24,6 +27,14 @@ class Llava(Family):
         """Equal square grids, image_size // patch_size on a side."""
         self._check_grid(config)
         return self.equal_grids(patch_grid(config.vision_config), vision_tokens)
+
+    def images(self, config: Any, vision: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Runs of vision tokens, cut where images follow each other without text between them."""
+        tower, full = config.vision_config, config.vision_feature_select_strategy == "full"
+        if tower.model_type not in _TOWERS:
+            rule = f"a quota per image needs a tower among {', '.join(_TOWERS)}"
+            raise self.refuse(rule, actual=repr(tower.model_type), remedy="use a rule with quota 'pooled'")
+        return image_runs(vision, clip_shape(tower, full).tokens_per_image)
 
     def _check_grid(self, config: Any) -> None:
         tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
