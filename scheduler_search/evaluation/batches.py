@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
 
 from scheduler_search.errors import ModelError
 from scheduler_search.evaluation.prompts import Prompt
 from scheduler_search.evaluation.samples import Sample
 from scheduler_search.runtime import vision_tokens
+
+# What models read of the output of ``get_image_features``: a tensor, or one tensor for each image.
+_FEATURES = ("pooler_output", "deepstack_features")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Batch:
 
     Args:
         language: arguments of the language model, among them input_ids [B, S] and attention_mask [B, S].
-        vision: arguments of ``get_image_features``, among them pixel_values.
+        vision: arguments of ``get_image_features``, among them pixel_values; some may be in ``language`` too.
     """
 
     language: dict[str, Tensor]
@@ -45,25 +48,22 @@ class Chunk:
     def __init__(self, batch: Batch) -> None:
         self.language = batch.language
         self._vision: dict[str, Tensor] | None = batch.vision
-        self._features: tuple[Tensor, ...] | None = None
+        self._features: ModelOutput | None = None
 
     def arguments(self, model: Any, device: torch.device) -> dict[str, Any]:
         """Arguments of the model's forward or generate, on ``device``, with the stored features for its pixels."""
         if self._features is None:
             self._features = self._compute(model, device)
             self._vision = None
-        features = tuple(feature.to(device) for feature in self._features)
-        return _on(device, self.language) | {
-            "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}
-        }
+        return _on(device, self.language) | {"mm_encoder_outputs": {"image": _move(self._features, device)}}
 
-    def _compute(self, model: Any, device: torch.device) -> tuple[Tensor, ...]:
+    def _compute(self, model: Any, device: torch.device) -> ModelOutput:
         if self._vision is None:
             raise AssertionError("pixels are let go only once their features are kept")
         with torch.inference_mode():
             output = model.get_image_features(**_on(device, self._vision), return_dict=True)
-        features = tuple(feature.cpu() for feature in output.pooler_output)
-        self._check_counts(model, sum(len(feature) for feature in features))
+        features = _move(output, torch.device("cpu"))
+        self._check_counts(model, _count(features["pooler_output"]))
         return features
 
     def _check_counts(self, model: Any, found: int) -> None:
@@ -76,6 +76,22 @@ class Chunk:
             )
 
 
+def _move(output: ModelOutput, device: torch.device) -> ModelOutput:
+    """The features of ``output`` on ``device``, in the form that the model gave them, and nothing else of it."""
+    features: dict[str, Any] = {}
+    for name in _FEATURES:
+        value = output.get(name)
+        if value is not None:
+            features[name] = value.to(device) if isinstance(value, Tensor) else tuple(part.to(device) for part in value)
+    return type(output)(**features)
+
+
+def _count(features: Tensor | Sequence[Tensor]) -> int:
+    """Vision tokens in features whose last dimension is the width."""
+    parts = [features] if isinstance(features, Tensor) else features
+    return sum(part.numel() // part.shape[-1] for part in parts)
+
+
 def make_batch(samples: Sequence[Sample], prompt: Prompt, model: Any) -> Batch:
     """The samples as one batch, padded on the left."""
     texts = [prompt.text(sample.question, sample.id) for sample in samples]
@@ -86,9 +102,19 @@ def make_batch(samples: Sequence[Sample], prompt: Prompt, model: Any) -> Batch:
         return_tensors="pt",
         add_special_tokens=prompt.adds_special_tokens(texts[0]),
     )
-    names = set(inspect.signature(model.get_image_features).parameters) & set(inputs)
-    vision = {name: inputs[name] for name in names}
-    return Batch({name: inputs[name] for name in inputs if name not in names}, vision)
+    return split_arguments(dict(inputs), model)
+
+
+def split_arguments(inputs: dict[str, Tensor], model: Any) -> Batch:
+    """Tell the arguments that ``get_image_features`` takes from those of the language model.
+
+    What token positions follow from in some families, the heights and widths of images, is both.
+    """
+    vision = set(inspect.signature(model.get_image_features).parameters) & set(inputs)
+    positions = getattr(model.base_model, "get_rope_index", None)
+    shared = set() if positions is None else vision & set(inspect.signature(positions).parameters)
+    language = set(inputs) - vision | shared
+    return Batch({name: inputs[name] for name in inputs if name in language}, {name: inputs[name] for name in vision})
 
 
 def direct_arguments(batch: Batch, device: torch.device) -> dict[str, Any]:
