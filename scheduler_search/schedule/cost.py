@@ -67,6 +67,8 @@ class VisionShape:
         pooling_head: whether an attention pooling head with its MLP runs on the result (SigLIP; LLaVA throws it away).
         native: whether the tower takes images of any size, so that the patches follow from the vision tokens (Pixtral).
             False is an image, or a tile, of one size, and a sample has as many as its vision tokens need.
+        windows: patches in one attention window, for each layer; None where a layer attends to the whole image (all
+            layers, if empty).
     """
 
     layers: int
@@ -80,6 +82,7 @@ class VisionShape:
     gated: bool = False
     pooling_head: bool = False
     native: bool = False
+    windows: tuple[int | None, ...] = ()
 
     @property
     def linear_flops(self) -> int:
@@ -105,7 +108,9 @@ class VisionShape:
         counts = [patches] * self.layers if keep_rates is None else list(keep_counts(keep_rates, patches))
         tokens = [count + self.class_tokens for count in counts]
         embedding = 2 * patches * self.patch_values * self.hidden
-        layers = self.linear_flops * sum(tokens) + 4 * self.hidden * sum(n * n for n in tokens)
+        windows = self.windows or (None,) * self.layers
+        pairs = sum(n * min(n, window or n) for n, window in zip(tokens, windows, strict=True))
+        layers = self.linear_flops * sum(tokens) + 4 * self.hidden * pairs
         return embedding + layers + self._pooling_flops(tokens[-1] if tokens else patches)
 
     def _pooling_flops(self, tokens: int) -> int:
@@ -124,12 +129,14 @@ class ModelShape:
         projector: widths of the linear layers between tower and decoder, e.g. (1024, 4096, 4096) for LLaVA-1.5-7B; they
             run once for each of the N vision tokens.
         vocabulary: rows of the lm head.
+        projectors: how many of them run side by side (DeepStack has one more for each layer that gets features).
     """
 
     decoder: DecoderShape
     vision: VisionShape | None
     projector: tuple[int, ...]
     vocabulary: int
+    projectors: int = 1
 
     def logit_flops(self, positions: int) -> int:
         """FLOPs of the lm head over ``positions`` tokens."""
@@ -143,7 +150,7 @@ class ModelShape:
         """
         projected = vision_tokens if keep_rates is None else keep_count(keep_rates[-1], vision_tokens)
         widths = pairwise(self.projector)
-        flops = float(projected * sum(2 * wide * narrow for wide, narrow in widths))
+        flops = float(projected * self.projectors * sum(2 * wide * narrow for wide, narrow in widths))
         if self.vision is not None and vision_tokens:
             flops += self.vision.sample_flops(vision_tokens, keep_rates)
         return flops
