@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Cli, environment, read
+from tests.integration.conftest import SMALL, Cli, environment, read
 
 pytestmark = pytest.mark.slow
 
 KILLS = 6
+# Long enough that it cannot end before it was killed often enough: a kill comes about five chunks after the start.
+LONGER = SMALL.replace("samples = 48", "samples = 96").replace("iterations = 4", "iterations = 6")
 
 
 def trials(database: Path) -> list[tuple[object, ...]]:
@@ -73,10 +75,11 @@ def test_killed_at_random_moments(cli: Cli, tmp_path: Path, small: Path) -> None
     seed = random.SystemRandom().randrange(2**32)
     print(f"random moments from seed {seed}")
     moments = random.Random(seed)
+    small.write_text(LONGER)
     cli("--database", "sqlite:///undisturbed.db", "launch", small.name)
     cli("--database", "sqlite:///undisturbed.db", "export", "small", "--out", "undisturbed")
-    kills = sum(launch_and_kill(tmp_path, small, moments.uniform(0.0, 0.6)) for _ in range(KILLS))
-    assert kills >= 5, "the study ended too early to be killed often enough"
+    for _ in range(KILLS):
+        assert launch_and_kill(tmp_path, small, moments.uniform(0.0, 0.5)), "the study ended before it was killed"
     cli("--database", "sqlite:///killed.db", "resume", "small")
     cli("--database", "sqlite:///killed.db", "export", "small", "--out", "killed")
     assert trials(tmp_path / "killed.db") == trials(tmp_path / "undisturbed.db")
