@@ -28,11 +28,12 @@ class LlavaNext(Family):
         raise self.no_grid(f"{vision_tokens} tokens of tiles cut to the picture, with newline tokens")
 
     def shape(self, config: Any) -> ModelShape:
-        """An approximation: tiles are counted by their mean share of the vision tokens of a picture without padding.
+        """An approximation: tiles are counted by their mean share of the vision tokens of a square picture.
 
-        With two by two tiles and no padding the tower's FLOPs are within 1 %. Where tokens are cut away (padding of
-        other aspect ratios; in LLaVA-OneVision also mosaics that are scaled down to ``anyres_max_n`` tiles) more tiles
-        run than are counted: at two by two tiles up to 40 % of the tower's part is missing. No keep rate changes it.
+        Of a square picture in two by two tiles the FLOPs are within 1 %. Where padding is cut away, more tiles run than
+        are counted: nearly twice as wide as high, two fifths of the tower's FLOPs are missing. So they are where
+        LLaVA-OneVision scales a mosaic down to ``anyres_max_n`` tiles: of 37 tiles, ten are counted. No keep rate
+        changes what is missing.
         """
         width = int(config.text_config.hidden_size)
         return ModelShape(

@@ -6,7 +6,9 @@ in ``__init__``. Where the family differs from the usual, override
 * ``attention``, if it does not have sdpa (Gemma 2 has a softcap);
 * ``varying``, if its images have several sizes (else samples differ in their number of images);
 * ``collate``, if images of a batch are not simply stacked along the first dimension;
-* ``extras``, for arguments that follow from the input ids (token_type_ids and the like).
+* ``extras``, for arguments that follow from the input ids (token_type_ids and the like),
+* ``grid``, the vision tokens of an image as rows and columns; None where pooling must be refused,
+* ``flops``, how far the arithmetic of costs may be from torch's FLOP counter, if that is more than 1 %.
 
 Everything else (weights, prompts, padding, single samples) is done here, alike for all families. Vision placeholders
 are the id IMAGE in every family, so that the reference needs no family to find them. Images are drawn per sample from
@@ -74,6 +76,8 @@ class Builder(abc.ABC):
     attention: tuple[str, ...] = ("sdpa", "eager")
     # Images of each sample of the shape "varying", by what ``image`` knows as their size.
     varying: tuple[tuple[str, ...], ...] = (("usual",), ("usual", "usual"), ("usual",))
+    grid: tuple[int, int] | None = (6, 6)
+    flops: float = 0.01
 
     @abc.abstractmethod
     def config(self) -> Any:

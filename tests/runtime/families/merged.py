@@ -67,6 +67,7 @@ class SmolVLMBuilder(Idefics3Builder):
 class Mistral3Builder(Builder):
     model_class = transformers.Mistral3ForConditionalGeneration
     varying = (("usual",), ("low",), ("usual", "low"))
+    grid = None
 
     def __init__(self, decoder: str) -> None:
         self.name, self.decoder = f"mistral3-{decoder}", decoder

@@ -18,6 +18,8 @@ class LlavaNextBuilder(Builder):
     name = "llava-next"
     model_class = transformers.LlavaNextForConditionalGeneration
     varying = (("usual",), ("wide",), ("cut",))
+    grid = None
+    flops = 0.03  # see LlavaNext.shape; with six patches on a side newlines weigh more than in real models
     tokens = {"usual": 36 + 12 * 13, "wide": 36 + 6 * 13, "cut": 36 + 8 * 13}  # noqa: RUF012
 
     def config(self) -> Any:
@@ -37,6 +39,7 @@ class LlavaNextBuilder(Builder):
 class LlavaOnevisionBuilder(LlavaNextBuilder):
     name = "llava-onevision"
     model_class = transformers.LlavaOnevisionForConditionalGeneration
+    flops = 0.1
     # Mosaics of more than two tiles are scaled down: 12 x 12 to 8 x 8, 8 x 12 to 6 x 10.
     tokens = {"usual": 36 + 8 * 9, "wide": 36 + 6 * 13, "cut": 36 + 6 * 11}  # noqa: RUF012
 
