@@ -25,11 +25,11 @@ def interval(mean: float, low: float, high: float) -> str:
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
-def plain_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose other columns are figures."""
+def plain_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> Table:
+    """A table whose first ``texts`` columns are text and whose other columns are figures; nothing is cut off."""
     table = Table(title=title, title_justify="left")
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 else "right")
+        table.add_column(heading, justify="left" if index < texts else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -78,9 +78,9 @@ def _print_all(studies: list[dict[str, object]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(studies, indent=2))
         return
-    columns = ("name", "state", "algorithm", "model", "stages_decided", "trials", "changed")
+    columns = ("name", "state", "algorithm", "model", "stages_decided", "trials")
     rows = [[str(study[column]) for column in columns] for study in studies]
-    Console().print(plain_table("studies", [column.replace("_", " ") for column in columns], rows))
+    Console().print(plain_table("studies", [column.replace("_", " ") for column in columns], rows, texts=4))
 
 
 def _print_one(study: Mapping[str, object], as_json: bool) -> None:
