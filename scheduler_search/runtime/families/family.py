@@ -70,7 +70,7 @@ class Family(abc.ABC):
         """Number of decoder and of vision-tower layers."""
         return int(config.text_config.num_hidden_layers), int(config.vision_config.num_hidden_layers)
 
-    def injected_layers(self, config: Any) -> int:
+    def injected_layers(self, config: Any) -> int:  # noqa: ARG002
         """Number of first decoder layers behind which the decoder may add features to vision tokens (DeepStack)."""
         return 0
 
@@ -130,6 +130,11 @@ class Family(abc.ABC):
         """The refusal of ``grids``; ``actual`` is the reason."""
         rule = "pooling needs images whose patch grids follow from their number of vision tokens"
         return self.refuse(rule, actual=actual, remedy="use a rule that does not pool")
+
+    def no_images(self, actual: str) -> UnsupportedError:
+        """The refusal of ``images``; ``actual`` is what the runs of vision tokens are instead."""
+        rule = "a quota per image needs images that are one run of vision tokens each"
+        return self.refuse(rule, actual=actual, remedy="use a rule with quota 'pooled'")
 
     def equal_grids(self, grid: Grid, vision_tokens: int) -> tuple[Grid, ...]:
         """As many images of ``grid`` as make ``vision_tokens``; UnsupportedError if they are not whole images."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from scheduler_search.reducers import Grid
 from scheduler_search.runtime.families.family import Family
 from scheduler_search.runtime.families.parts import decoder_shape, patch_grid, tower_shape
@@ -21,6 +24,10 @@ class Idefics3(Family):
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:
         """One grid for each tile: how tiles lie in the picture is not known, nor needed to pool within them."""
         return self.equal_grids(_merged_grid(config), vision_tokens)
+
+    def images(self, config: Any, vision: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """Refused: the processor names row and column of each tile in front of it."""
+        raise self.no_images("runs that are tiles of a picture")
 
     def shape(self, config: Any) -> ModelShape:
         """The tower has neither class token nor head; the projector is one matrix over merged patches."""

@@ -1,6 +1,7 @@
 """LLaVA-NeXT and LLaVA-OneVision: a picture as one small image and a mosaic of tiles with newline tokens (anyres).
 
 What the mosaic's padding covers is cut away again, so that the number of vision tokens does not tell tiles or grids.
+Pictures without text between them are one run of vision tokens, which a quota per image takes for one picture.
 """
 
 from __future__ import annotations

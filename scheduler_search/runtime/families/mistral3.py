@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from scheduler_search.reducers import Grid
 from scheduler_search.runtime.families.family import Family
 from scheduler_search.runtime.families.llava import feature_layers, feature_width
@@ -17,11 +20,15 @@ class Mistral3(Family):
 
     architecture = "Mistral3ForConditionalGeneration"
     model_type = "mistral3"
-    decoders = ("ministral3", "mistral")
+    decoders: tuple[str, ...] = ("ministral3", "mistral")
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:  # noqa: ARG002
         """Refused: as many rows as the picture is high."""
         raise self.no_grid(f"{vision_tokens} tokens of pictures of any height and width")
+
+    def images(self, config: Any, vision: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:  # noqa: ARG002
+        """Refused: the processor writes a break token behind each row."""
+        raise self.no_images("runs that are rows of a picture")
 
     def shape(self, config: Any) -> ModelShape:
         """Exact for one picture per sample; of several, the attention of the tower is counted as if they were one.

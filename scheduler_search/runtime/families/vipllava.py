@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scheduler_search.reducers import Grid
+import numpy as np
+import numpy.typing as npt
+
+from scheduler_search.reducers import Grid, image_runs
 from scheduler_search.runtime.families.family import Family
 from scheduler_search.runtime.families.llava import clip_shape, feature_layers, feature_width
 from scheduler_search.runtime.families.parts import decoder_shape, patch_grid
@@ -25,6 +28,10 @@ class VipLlava(Family):
         if tower != "clip_vision_model":
             raise self.no_grid(f"tower {tower!r}, whose first patch is left out in place of a class token")
         return self.equal_grids(patch_grid(config.vision_config), vision_tokens)
+
+    def images(self, config: Any, vision: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Runs of vision tokens, cut where images follow each other without text between them."""
+        return image_runs(vision, patch_grid(config.vision_config).tokens)
 
     def shape(self, config: Any) -> ModelShape:
         """Every tower layer is counted: those behind the last one that is read run too."""
