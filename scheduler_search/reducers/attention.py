@@ -85,16 +85,19 @@ def attention_scores(
     scaling: float,
     heads: HeadReduction = "mean",
     softcap: float | None = None,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Softmax attention of a few rows to all keys, heads combined within each row, then rows averaged.
 
     Args:
         query: [B, H, S, E] after rotary embedding.
         key: [B, Hkv, S, E]; H is a multiple of Hkv.
-        mask: [B or 1, 1, S, S] as the model's attention gets it, bool (True is visible) or additive; None is causal.
+        mask: as the model's attention gets it: [B or 1, 1, S, S], bool (True is visible) or additive; or [B, S] bool,
+            False for padding, under causal attention; None is causal.
         rows: [B, R] int64 slots.
         weights: [B, R], summing to 1 per sample, 0 for rows that only fill up.
         scaling: factor of the logits; ``softcap`` bounds them as in Gemma 2.
+        window: keys that a row sees at most, itself included, where the mask does not say so.
 
     Returns:
         [B, S] in float32 or better.
@@ -103,7 +106,7 @@ def attention_scores(
     logits = _row_logits(query, key, rows, precise) * scaling
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    probabilities = _masked(logits, mask, rows).softmax(dim=-1)
+    probabilities = _masked(logits, mask, rows, window).softmax(dim=-1)
     combined = _combine(probabilities, heads)
     return torch.einsum("brs,br->bs", combined, weights.to(precise))
 
@@ -117,10 +120,13 @@ def _row_logits(query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor, prec
     return torch.matmul(grouped, key.to(precise).transpose(2, 3)).view(B, H, R, -1)
 
 
-def _masked(logits: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+def _masked(logits: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, window: int | None) -> torch.Tensor:
     B, _, R, S = logits.shape
-    if mask is None:
-        visible = torch.arange(S, device=logits.device)[None, None, :] <= rows[:, :, None]
+    if mask is None or mask.ndim == 2:
+        slots, last = torch.arange(S, device=logits.device)[None, None, :], rows[:, :, None]
+        visible = slots <= last if window is None else (slots <= last) & (slots > last - window)
+        if mask is not None:
+            visible = visible & mask[:, None, :].to(logits.device, torch.bool)
         return logits.masked_fill(~visible[:, None], float("-inf"))
     heads = mask.shape[1]
     index = rows[:, None, :, None].expand(B, heads, R, S)

@@ -57,12 +57,17 @@ class LogicalDynamicLayer(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens; UnsupportedError if that reaches into the reduced prompt."""
         super().crop(tokens_to_remove)
-        if self.kept is not None and self.is_initialized and self.keys.shape[-2] < self.kept.slots:
+        if self.kept is None or not self.is_initialized:
+            return
+        missing = self.kept.slots - int(self.keys.shape[-2])
+        if missing > self.kept.candidates:
             raise UnsupportedError(
                 "a cache must not be cropped into its reduced prompt",
                 place="KV cache",
                 remedy="start a new cache, or crop only generated tokens",
             )
+        if missing > 0:
+            self.kept = self.kept.without_last(missing)
 
 
 _SERVED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LogicalDynamicLayer)

@@ -34,6 +34,7 @@ from scheduler_search.runtime.refusals import (
     check_not_compiling,
     check_prefill,
     check_vision_mask,
+    pads_alone,
     prompt_slots,
 )
 from scheduler_search.runtime.report import LayerReport, Report
@@ -138,8 +139,9 @@ class ScheduleHandle:
             hook = functools.partial(self._enter_layer, layer)
             self._hooks.append(self._layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
         self._attach_injection()
-        if self._decoder.attention is not None:
-            self._tap = subscribe(self._implementation, self._listeners())
+        listeners = self._listeners()
+        if listeners:
+            self._tap = subscribe(self._implementation, listeners)
         self._guard_generate()
 
     def _attach_injection(self) -> None:
@@ -154,12 +156,17 @@ class ScheduleHandle:
             self._hooks.append(self._layers[layer].register_forward_hook(hook))
 
     def _listeners(self) -> dict[nn.Module, Listener]:
-        """Listeners of the layers whose attention can rank: those in front of a layer that can reduce."""
-        rates = self.reduction.keep_rates
+        """Listeners of the layers whose attention can rank: those in front of a layer that can reduce.
+
+        Where the attention has its sliding window from elsewhere than the mask, also of the layers that are reduced.
+        """
+        ranks = self._decoder.attention is not None
+        watched = self._first if pads_alone(self._implementation) else len(self._layers)
+        rates = (*self.reduction.keep_rates, 1.0)
         return {
             module: functools.partial(self._listen, layer)
-            for layer, module in enumerate(self._attention_modules()[:-1])
-            if rates[layer + 1] < 1.0
+            for layer, module in enumerate(self._attention_modules())
+            if layer >= watched or (ranks and rates[layer + 1] < 1.0)
         }
 
     def _attention_modules(self) -> list[nn.Module]:
@@ -215,6 +222,7 @@ class ScheduleHandle:
         plan = Plan.of(self.reduction.keep_rates, prompt.vision_tokens)
         self._pass.plan, self._pass.slots = plan, prompt.slots
         if plan.reduces:
+            self._family.check_prompt(self.model.config, prompt.slots)
             self._pass.state = Prefill(prompt, plan, self._entry, self._decoder, self._masks())
 
     def _enter_decoder(
@@ -274,4 +282,5 @@ class ScheduleHandle:
                 actual=f"{implementation!r} after {self._implementation!r}",
                 remedy="remove the schedule, change the implementation, apply the schedule again",
             )
-        return Masks(self.model.dtype if implementation == "eager" else None)  # type: ignore[arg-type]
+        additive: torch.dtype | None = self.model.dtype if implementation == "eager" else None  # type: ignore[assignment]
+        return Masks(additive, padding=pads_alone(implementation))

@@ -7,7 +7,7 @@ attention is finite in every kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,11 +20,14 @@ class Kept:
         position: [B, M] int64, slot of each token in the unreduced prompt; ascending in every row.
         valid: [B, M] bool, False for fillers; None where there are none.
         prompt: P.
+        candidates: how many of the P slots, at the end, are not the prompt's but candidates of assisted decoding: text
+            of all samples, which may be taken back.
     """
 
     position: torch.Tensor
     valid: torch.Tensor | None
     prompt: int
+    candidates: int = 0
 
     @property
     def slots(self) -> int:
@@ -35,12 +38,17 @@ class Kept:
         """The same for the samples with these indices, e.g. after a beam search step."""
         rows = samples.to(self.position.device)
         valid = None if self.valid is None else self.valid.index_select(0, rows)
-        return Kept(self.position.index_select(0, rows), valid, self.prompt)
+        return replace(self, position=self.position.index_select(0, rows), valid=valid)
 
     def repeat(self, times: int) -> Kept:
         """The same with every sample repeated."""
         valid = None if self.valid is None else self.valid.repeat_interleave(times, dim=0)
-        return Kept(self.position.repeat_interleave(times, dim=0), valid, self.prompt)
+        return replace(self, position=self.position.repeat_interleave(times, dim=0), valid=valid)
+
+    def without_last(self, candidates: int) -> Kept:
+        """The same without its last candidates."""
+        valid = None if self.valid is None else self.valid[:, :-candidates]
+        return Kept(self.position[:, :-candidates], valid, self.prompt - candidates, self.candidates - candidates)
 
 
 def gather_tokens(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
@@ -127,6 +135,25 @@ def continue_mask(
         return visible
     valid = torch.cat([kept.valid, torch.ones_like(later, dtype=torch.bool)], dim=1)
     return _hide(visible, ~valid[:, None, None, :])
+
+
+def continue_padding(mask: torch.Tensor | None, kept: Kept, new: int, past: int) -> torch.Tensor | None:
+    """The padding mask of ``new`` tokens that follow ``past`` logical ones, for attention that takes it in this form.
+
+    Args:
+        mask: [B, past + new] bool, or None where nothing is padding.
+
+    Returns:
+        [B, M + past - P + new] bool, or None if there is no padding among what the layer holds.
+    """
+    if mask is None and kept.valid is None:
+        return None
+    later = past + new - kept.prompt
+    samples, device = kept.position.shape[0], kept.position.device
+    held = torch.ones(kept.position.shape, dtype=torch.bool, device=device) if kept.valid is None else kept.valid
+    if mask is None:
+        return torch.cat([held, torch.ones(samples, later, dtype=torch.bool, device=device)], dim=1)
+    return torch.cat([held, mask[:, kept.prompt :].to(device, torch.bool)], dim=1)
 
 
 def _isolate_fillers(mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

@@ -20,12 +20,14 @@ from scheduler_search.runtime.layout import (
     Kept,
     compact,
     continue_mask,
+    continue_padding,
     gather_mask,
     gather_positions,
     gather_rotary,
     gather_tokens,
 )
 from scheduler_search.runtime.plan import Plan
+from scheduler_search.runtime.refusals import check_window
 from scheduler_search.runtime.tap import AttentionInputs
 
 LayerArguments = tuple[torch.Tensor, dict[str, Any]]
@@ -50,9 +52,15 @@ class Memo:
 
 @dataclass(frozen=True)
 class Masks:
-    """How the model's attention takes its mask: None for bool, else the dtype of an additive one."""
+    """How the model's attention takes its mask.
+
+    Args:
+        additive: None for bool, else the dtype of an additive mask.
+        padding: whether it is [B, S] for padding alone, the attention itself being causal (flash attention).
+    """
 
     additive: torch.dtype | None
+    padding: bool = False
 
 
 class Prefill:
@@ -94,6 +102,8 @@ class Prefill:
 
     def take_attention(self, layer: int, inputs: AttentionInputs) -> None:
         """Score the tokens of a layer whose attention is about to run."""
+        if self.masks.padding and self.kept is not None:
+            check_window(inputs.window, int(self.prompt.real.sum(axis=1).max()), layer)
         query = self.decoder.attention
         if query is None or not self.wants_attention(layer):
             return
@@ -107,6 +117,7 @@ class Prefill:
             scaling=inputs.scaling,
             heads=query.heads,
             softcap=inputs.softcap,
+            window=inputs.window if self.masks.padding else None,
         )
 
     # -- reduction
@@ -157,7 +168,8 @@ class Prefill:
         if valid is not None:
             hidden = hidden.masked_fill(~valid[..., None], 0.0)
         self._vision = kept.gather(1, index)
-        self.kept = Kept(tokens.position.gather(1, index), valid, self.prompt.slots)
+        candidates = 0 if self.prompt.given is None else self.prompt.slots - self.prompt.given
+        self.kept = Kept(tokens.position.gather(1, index), valid, self.prompt.slots, candidates)
         self._memo = Memo()  # nothing of the layout before is asked for again
         return hidden
 
@@ -174,9 +186,14 @@ class Prefill:
         cut = dict(arguments)
         mask, rotary = arguments.get("attention_mask"), arguments.get("position_embeddings")
         positions = arguments.get("position_ids")
-        cut["attention_mask"] = self._memo.get(
-            lambda: gather_mask(mask, kept, additive=self.masks.additive), kept, mask
-        )
+        if self.masks.padding:
+            # All padding was squeezed out. Positions with gaps would be taken for packed sequences.
+            cut["attention_mask"], positions = kept.valid, None
+            cut["position_ids"] = None
+        else:
+            cut["attention_mask"] = self._memo.get(
+                lambda: gather_mask(mask, kept, additive=self.masks.additive), kept, mask
+            )
         if rotary is not None:
             cut["position_embeddings"] = self._memo.get(lambda: gather_rotary(rotary, kept.position), kept, rotary)
         if positions is not None:
@@ -204,10 +221,12 @@ class Continuation:
     def __init__(self, masks: Masks) -> None:
         self.masks = masks
         self._memo = Memo()
+        self._tokens: int | None = None  # that the present layer has seen, if it does not hold them all
 
     def enter_layer(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> LayerArguments | None:
         """Cut the mask's columns to the tokens that this layer's cache holds; None to change nothing."""
         held = arguments["past_key_values"].layers[layer]
+        self._tokens = None
         if not isinstance(held, LogicalDynamicLayer) or held.kept is None:
             return None
         kept, mask, new = held.kept, arguments.get("attention_mask"), hidden.shape[1]
@@ -219,8 +238,20 @@ class Continuation:
                 remedy="repeat or select the samples of the cache with its own methods",
             )
         past = held.get_seq_length()
+        self._tokens = past + new
+        if self.masks.padding:
+            mask = self._memo.get(lambda: self._padding(mask, kept, new, past), kept, mask)
+            return hidden, {**arguments, "attention_mask": mask, "position_ids": None}
         narrow = self._memo.get(lambda: continue_mask(mask, kept, new, past, additive=self.masks.additive), kept, mask)
         return hidden, {**arguments, "attention_mask": narrow}
 
+    def _padding(self, mask: torch.Tensor | None, kept: Kept, new: int, past: int) -> torch.Tensor | None:
+        """None where the prompt's padding, which is gone from the cache, was all there is: the kernels' faster path."""
+        if mask is not None and kept.valid is None and self._memo.get(lambda: bool(mask[:, kept.prompt :].all()), mask):
+            return None
+        return continue_padding(mask, kept, new, past)
+
     def take_attention(self, layer: int, inputs: AttentionInputs) -> None:
         """Nothing is ranked after the prefill."""
+        if self.masks.padding and self._tokens is not None:
+            check_window(inputs.window, self._tokens, layer)

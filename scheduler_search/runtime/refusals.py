@@ -12,8 +12,11 @@ from scheduler_search.runtime.cache import check_cache
 from scheduler_search.runtime.families import Family
 from scheduler_search.schedule.values import Reduction
 
+FLASH_ATTENTION = "flash_attention_2"
 _PLACE = "model under a schedule"
 _DYNAMIC = (None, "dynamic", "dynamic_full")
+# The name that the model gets where transformers takes the kernel from the hub instead of the package flash_attn.
+_KERNELS = {"kernels-community/flash-attn2": FLASH_ATTENTION}
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k")
 
 
@@ -44,14 +47,31 @@ def attention_implementation(model: nn.Module, family: Family) -> str:
     return str(family.decoder(model).config._attn_implementation)  # type: ignore[union-attr]
 
 
+def pads_alone(implementation: str) -> bool:
+    """Whether this attention takes a padding mask [B, S] and is causal by itself."""
+    return _KERNELS.get(implementation, implementation) == FLASH_ATTENTION
+
+
 def check_attention(family: Family, implementation: str) -> None:
     """UnsupportedError for an attention implementation whose masks are not served."""
-    if implementation not in family.attention:
+    if _KERNELS.get(implementation, implementation) not in family.attention:
         names = " or ".join(repr(name) for name in sorted(family.attention))
         raise UnsupportedError(
             f"the attention implementation must be {names}",
             actual=repr(implementation),
             remedy="load the model with attn_implementation='sdpa'",
+        )
+
+
+def check_window(window: int | None, tokens: int, layer: int) -> None:
+    """UnsupportedError where a kernel that counts the tokens that are left would take a window for wider than it is."""
+    if window is not None and tokens > window:
+        raise UnsupportedError(
+            f"under flash attention, the text must stay within the sliding window of {window} tokens, since the kernel "
+            "counts the tokens that are left and not their distance in the prompt",
+            actual=f"{tokens} tokens",
+            place=f"decoder layer {layer + 1}",
+            remedy="load the model with attn_implementation='sdpa', whose mask holds the window",
         )
 
 

@@ -26,13 +26,17 @@ _INSTALLATION = threading.Lock()  # guards the check-then-set of subscribe and u
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """Arguments of one attention call: query [B, H, S, E], key [B, Hkv, S, E], mask as the model made it."""
+    """Arguments of one attention call: query [B, H, S, E], key [B, Hkv, S, E], mask as the model made it.
+
+    ``window`` is the sliding window that the attention may apply itself, in tokens; where masks are full it is in them.
+    """
 
     query: torch.Tensor
     key: torch.Tensor
     mask: torch.Tensor | None
     scaling: float
     softcap: float | None
+    window: int | None = None
 
 
 class Listener(Protocol):
@@ -65,7 +69,8 @@ class AttentionTap:
         listener = self.listeners.get(module)
         if listener is not None:
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            listener(AttentionInputs(query, key, attention_mask, scaling, kwargs.get("softcap")))
+            choices = kwargs.get("softcap"), kwargs.get("sliding_window")
+            listener(AttentionInputs(query, key, attention_mask, scaling, *choices))
         function = self.function or _eager_function(type(module))
         return function(module, query, key, value, attention_mask, *args, **kwargs)
 

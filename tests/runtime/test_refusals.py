@@ -65,10 +65,10 @@ def test_compiling_a_hooked_model(model):
         assert_refused(error)
 
 
-@pytest.mark.parametrize("implementation", ["flash_attention_2", "flex_attention"])
+@pytest.mark.parametrize("implementation", ["flash_attention_3", "flex_attention"])
 def test_other_attention(model, implementation):
     model.config.text_config._attn_implementation = implementation
-    with pytest.raises(UnsupportedError, match="must be 'eager' or 'sdpa'") as error:
+    with pytest.raises(UnsupportedError, match="must be 'eager' or 'flash_attention_2' or 'sdpa'") as error:
         apply_reduction(model, reduction())
     assert_refused(error)
 

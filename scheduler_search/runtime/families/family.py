@@ -35,7 +35,7 @@ class Family(abc.ABC):
     architecture: str
     model_type: str
     decoders: tuple[str, ...]
-    attention: frozenset[str] = frozenset({"sdpa", "eager"})
+    attention: frozenset[str] = frozenset({"sdpa", "eager", "flash_attention_2"})
     whole_layers: int = 0
 
     # -- what each family says
@@ -65,6 +65,9 @@ class Family(abc.ABC):
             rule = f"the decoder must be one of {', '.join(self.decoders)}"
             remedy = "use a model with one of these, or run it without a schedule"
             raise self.refuse(rule, actual=repr(decoder), remedy=remedy)
+
+    def check_prompt(self, config: Any, slots: int) -> None:  # noqa: B027
+        """UnsupportedError if a prompt of so many slots, padding included, cannot be reduced exactly."""
 
     def layers(self, config: Any) -> tuple[int, int]:
         """Number of decoder and of vision-tower layers."""
