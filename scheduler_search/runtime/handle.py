@@ -276,7 +276,7 @@ class ScheduleHandle:
     def _masks(self) -> Masks:
         implementation = attention_implementation(self.model, self._family)
         if implementation != self._implementation:
-            check_attention(self._family, implementation)
+            check_attention(self._family, self.model.config, implementation)
             raise UnsupportedError(
                 "the attention implementation must be the one the schedule was applied under",
                 actual=f"{implementation!r} after {self._implementation!r}",

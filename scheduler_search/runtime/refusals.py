@@ -35,7 +35,7 @@ def check_model(model: nn.Module, family: Family, reduction: Reduction) -> None:
             actual=f"a compiled {compiled[0] or 'model'}",
             remedy="apply the schedule to the model as from_pretrained returns it",
         )
-    check_attention(family, attention_implementation(model, family))
+    check_attention(family, model.config, attention_implementation(model, family))
 
 
 def _is_compiled(part: nn.Module) -> bool:
@@ -52,10 +52,11 @@ def pads_alone(implementation: str) -> bool:
     return _KERNELS.get(implementation, implementation) == FLASH_ATTENTION
 
 
-def check_attention(family: Family, implementation: str) -> None:
+def check_attention(family: Family, config: Any, implementation: str) -> None:
     """UnsupportedError for an attention implementation whose masks are not served."""
-    if _KERNELS.get(implementation, implementation) not in family.attention:
-        names = " or ".join(repr(name) for name in sorted(family.attention))
+    served = family.served_attention(config)
+    if _KERNELS.get(implementation, implementation) not in served:
+        names = " or ".join(repr(name) for name in sorted(served))
         raise UnsupportedError(
             f"the attention implementation must be {names}",
             actual=repr(implementation),
@@ -162,6 +163,14 @@ def prompt_slots(positional: tuple[Any, ...], arguments: dict[str, Any]) -> int 
 
 def check_generation(model: nn.Module, positional: tuple[Any, ...], arguments: dict[str, Any]) -> None:
     """UnsupportedError for settings of ``generate`` that change how the prompt is read, before anything runs."""
+    assistant = arguments.get("assistant_model")
+    if assistant is not None and hasattr(getattr(assistant, "generate", None), "handle"):
+        raise UnsupportedError(
+            "an assistant must be without a schedule, since its cache is cropped into its prompt",
+            actual="a model that has one",
+            place="generate",
+            remedy="remove the assistant's schedule; only guesses come from it",
+        )
     configs = [arguments.get("generation_config"), *positional, getattr(model, "generation_config", None)]
     chunk = _setting("prefill_chunk_size", arguments, configs)
     if chunk is not None:

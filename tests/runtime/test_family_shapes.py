@@ -127,3 +127,11 @@ def test_merged_patches_are_row_by_row(name):
     else:
         merged = model.connector.pixel_shuffle(marks.reshape(1, 144, 8), 2)
     assert torch.equal(merged.reshape(36, 32), torch.arange(36.0)[:, None].expand(36, 32))
+
+
+def test_ministral_under_flash_attention_is_refused():
+    """Its queries are scaled by positions, which flash kernels must not see."""
+    model = BUILDERS["mistral3-ministral3"].build()
+    model.config.text_config._attn_implementation = "flash_attention_2"
+    with pytest.raises(UnsupportedError, match="must be 'eager' or 'sdpa'"):
+        apply_reduction(model, reduction())

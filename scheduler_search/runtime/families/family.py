@@ -69,6 +69,10 @@ class Family(abc.ABC):
     def check_prompt(self, config: Any, slots: int) -> None:  # noqa: B027
         """UnsupportedError if a prompt of so many slots, padding included, cannot be reduced exactly."""
 
+    def served_attention(self, config: Any) -> frozenset[str]:  # noqa: ARG002
+        """``attention``, less what a model of this configuration cannot run with under a schedule."""
+        return self.attention
+
     def layers(self, config: Any) -> tuple[int, int]:
         """Number of decoder and of vision-tower layers."""
         return int(config.text_config.num_hidden_layers), int(config.vision_config.num_hidden_layers)

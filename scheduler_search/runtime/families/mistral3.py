@@ -22,6 +22,15 @@ class Mistral3(Family):
     model_type = "mistral3"
     decoders: tuple[str, ...] = ("ministral3", "mistral")
 
+    def served_attention(self, config: Any) -> frozenset[str]:
+        """Not flash attention with Ministral 3.
+
+        Its layers scale queries by ``position_ids``, which the kernels would take for packed sequences once they have
+        gaps.
+        """
+        ministral = config.text_config.model_type == "ministral3"
+        return self.attention - {"flash_attention_2"} if ministral else self.attention
+
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:  # noqa: ARG002
         """Refused: as many rows as the picture is high."""
         raise self.no_grid(f"{vision_tokens} tokens of pictures of any height and width")

@@ -73,7 +73,11 @@ class Mistral3Builder(Builder):
         self.name, self.decoder = f"mistral3-{decoder}", decoder
 
     def config(self) -> Any:
-        text = transformers.AutoConfig.for_model(self.decoder, **TEXT, head_dim=16)
+        # Ministral 3 scales queries by their position, in steps that a short prompt reaches too.
+        scaling = {"llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 16}
+        rotary = {"rope_type": "default", "rope_theta": 10000.0, **scaling}
+        settings = {"rope_parameters": rotary} if self.decoder == "ministral3" else {}
+        text = transformers.AutoConfig.for_model(self.decoder, **TEXT, head_dim=16, **settings)
         return transformers.Mistral3Config(
             vision_config=transformers.PixtralVisionConfig(**TOWER),
             text_config=text,
