@@ -6,6 +6,7 @@ token; what the others compute must then be what the runtime computes on the tok
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tests.runtime.tiny import IMAGE
+from tests.runtime.tiny import IMAGE, VIDEO
 
 Ranking = Callable[[int, list[int]], list[int]]  # (sample, vision slots that are left) -> the same, best first
 Entry = Callable[[torch.Tensor, int, list[int]], list[int]]  # (hidden of a sample, sample, slots) -> kept; may write
@@ -35,10 +36,12 @@ class MaskedReference:
         entry: Entry | None = None,
     ) -> None:
         assert model.config.text_config._attn_implementation == "eager"
-        self.layers, self.rates, self.rows, self.heads = model.get_decoder().layers, rates, rows, heads
+        decoder = model.get_decoder()
+        self.layers = decoder.layers if hasattr(decoder, "layers") else decoder.model.layers  # Llama 4
+        self.rates, self.rows, self.heads = rates, rows, heads
         self.ranking, self.entry = ranking, entry
         self.ids, self.real = inputs["input_ids"], inputs["attention_mask"].bool()
-        self.vision = self.ids == IMAGE
+        self.vision = (self.ids == IMAGE) | (self.ids == VIDEO)
         self.weights: torch.Tensor | None = None
         self.dead = torch.zeros_like(self.vision)
         self.dead_at: list[torch.Tensor] = []
@@ -47,7 +50,9 @@ class MaskedReference:
         modules = {layer.self_attn for layer in self.layers}
 
         def eager(module: Any, *args: Any, **kwargs: Any) -> Any:
-            output = sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+            names = inspect.unwrap(type(module).forward).__code__.co_names
+            name = next(name for name in names if name.endswith("eager_attention_forward"))
+            output = getattr(sys.modules[type(module).__module__], name)(module, *args, **kwargs)
             if module in modules:
                 self.weights = output[1]
             return output

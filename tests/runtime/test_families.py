@@ -17,23 +17,29 @@ import pytest
 import torch
 
 from scheduler_search.runtime import apply_reduction
+from scheduler_search.schedule.counts import keep_count
 from tests.runtime.families import BUILDERS, SHAPES
 from tests.runtime.reference_mask import MaskedReference, masked_generate
+from tests.runtime.test_law_masking import ranked_at_random
 from tests.runtime.tiny import LAYERS, RATES, generate, reduction
 
 TOLERANCE = 1e-5
 QUICK = ("llava-llama", "sdpa")  # all that `make test-fast` runs
 KEEP_ALL = {"one": (1.0,), "rounds-to-all": (1.0, 1.0, 0.9999)}
-FAMILIES = [
+CASES = [
     pytest.param(
-        name, attention, id=f"{name}-{attention}", marks=() if (name, attention) == QUICK else pytest.mark.slow
+        name,
+        attention,
+        shape,
+        id=f"{name}-{attention}-{shape}",
+        marks=() if (name, attention) == QUICK else pytest.mark.slow,
     )
     for name, builder in BUILDERS.items()
     for attention in builder.attention
+    for shape in builder.shapes
 ]
 
-every_family = pytest.mark.parametrize(("name", "attention"), FAMILIES)
-every_shape = pytest.mark.parametrize("shape", SHAPES)
+every_case = pytest.mark.parametrize(("name", "attention", "shape"), CASES)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +66,7 @@ def _marked(kept: Any, slots: int) -> torch.Tensor:
     return marked.scatter(1, kept.position, valid)
 
 
-@every_shape
-@every_family
+@every_case
 def test_keeping_all_is_bit_identical(family_model, name, attention, shape):
     model, inputs = family_model(name, attention), inputs_of(name, shape)
     logits = model(**inputs).logits
@@ -74,8 +79,7 @@ def test_keeping_all_is_bit_identical(family_model, name, attention, shape):
         assert torch.equal(hooked_steps, steps)
 
 
-@every_shape
-@every_family
+@every_case
 def test_dropping_is_masking(family_model, name, attention, shape):
     model, eager, inputs = family_model(name, attention), family_model(name, "eager"), inputs_of(name, shape)
     real = inputs["attention_mask"].bool()
@@ -95,8 +99,29 @@ def test_dropping_is_masking(family_model, name, attention, shape):
     assert torch.equal(tokens, expected_tokens)
 
 
-@every_shape
-@every_family
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDERS)
+def test_from_the_first_layer_to_none(family_model, name):
+    """Random tokens go in front of the first layer, ranked ones in front of most others, the last in front of the last.
+
+    What families do in their first layers (DeepStack, sliding windows) meets a prompt that is short from the start.
+    """
+    model = family_model(name, BUILDERS[name].attention[0])
+    eager, inputs = family_model(name, "eager"), inputs_of(name, "varying")
+    applied = reduction((0.8, 0.6, 0.6, 0.5, 0.3, 0.0), entry="random")
+    with apply_reduction(model, applied):
+        tokens, steps, _ = generate(model, inputs)
+    ranking = ranked_at_random(inputs)
+
+    def entry(_hidden: torch.Tensor, sample: int, left: list[int]) -> list[int]:
+        return ranking(sample, left)[: keep_count(applied.keep_rates[0], len(left))]
+
+    expected_tokens, expected_steps = masked_generate(eager, applied.keep_rates, inputs, entry=entry)
+    torch.testing.assert_close(steps, expected_steps, atol=TOLERANCE, rtol=0)
+    assert torch.equal(tokens, expected_tokens)
+
+
+@every_case
 def test_a_batch_is_its_samples(family_model, name, attention, shape):
     model, builder = family_model(name, attention), BUILDERS[name]
     samples = builder.samples(shape)

@@ -11,7 +11,7 @@ import transformers
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction
 
-IMAGE, PAD, VOCABULARY, LAYERS, SIDE = 90, 0, 100, 6, 6
+IMAGE, VIDEO, PAD, VOCABULARY, LAYERS, SIDE = 90, 91, 0, 100, 6, 6
 TOKENS = SIDE * SIDE  # vision tokens of one image
 DECODERS = ("llama", "qwen2", "mistral")
 # (images, text before, text between images and after) of each sample

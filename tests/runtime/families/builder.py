@@ -4,15 +4,16 @@ To add a family: subclass ``Builder``, give ``name``, ``model_class``, ``config`
 in ``__init__``. Where the family differs from the usual, override
 
 * ``attention``, if it does not have sdpa (Gemma 2 has a softcap);
-* ``varying``, if its images have several sizes (else samples differ in their number of images);
+* ``varying``, if its images have several sizes (else samples differ in their number of images),
+* ``videos``, if ``image`` also makes an image of the size "video", whose ``token`` is VIDEO;
 * ``collate``, if images of a batch are not simply stacked along the first dimension;
 * ``extras``, for arguments that follow from the input ids (token_type_ids and the like),
 * ``grid``, the vision tokens of an image as rows and columns; None where pooling must be refused,
 * ``flops``, how far the arithmetic of costs may be from torch's FLOP counter, if that is more than 1 %.
 
 Everything else (weights, prompts, padding, single samples) is done here, alike for all families. Vision placeholders
-are the id IMAGE in every family, so that the reference needs no family to find them. Images are drawn per sample from
-a seed, so that a sample is the same alone and in every batch.
+are the ids IMAGE and VIDEO in every family, so that the reference needs no family to find them. Images are drawn per
+sample from a seed, so that a sample is the same alone and in every batch.
 """
 
 from __future__ import annotations
@@ -26,9 +27,8 @@ from typing import Any
 import torch
 import transformers
 
-from tests.runtime.tiny import IMAGE, LAYERS, PAD, VOCABULARY
+from tests.runtime.tiny import IMAGE, LAYERS, PAD, VIDEO, VOCABULARY  # noqa: F401  # builders take VIDEO from here
 
-VIDEO = 91
 TEXT: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -60,6 +60,7 @@ class Image:
 
     tokens: int
     arguments: Tensors
+    token: int = IMAGE
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Builder(abc.ABC):
     attention: tuple[str, ...] = ("sdpa", "eager")
     # Images of each sample of the shape "varying", by what ``image`` knows as their size.
     varying: tuple[tuple[str, ...], ...] = (("usual",), ("usual", "usual"), ("usual",))
+    videos: bool = False
     grid: tuple[int, int] | None = (6, 6)
     flops: float = 0.01
 
@@ -89,8 +91,12 @@ class Builder(abc.ABC):
 
     def collate(self, samples: Sequence[Sample]) -> Tensors:
         """The vision arguments of a batch."""
-        images = [image for sample in samples for image in sample.images]
-        return {name: torch.cat([image.arguments[name] for image in images]) for name in images[0].arguments}
+        parts: dict[str, list[torch.Tensor]] = {}
+        for sample in samples:
+            for image in sample.images:
+                for name, value in image.arguments.items():
+                    parts.setdefault(name, []).append(value)
+        return {name: torch.cat(values) for name, values in parts.items()}
 
     def extras(self, input_ids: torch.Tensor) -> Tensors:  # noqa: ARG002
         """Arguments that follow from input_ids [B, S]."""
@@ -111,10 +117,16 @@ class Builder(abc.ABC):
                     weight.mul_(4.0 if "q_proj" in name or "k_proj" in name else 2.0)
         return model.requires_grad_(False)
 
+    @property
+    def shapes(self) -> tuple[str, ...]:
+        """SHAPES, and "video" where there are videos."""
+        return (*SHAPES, "video") if self.videos else SHAPES
+
     def samples(self, shape: str) -> list[Sample]:
-        """Samples of one of SHAPES; they differ in their text, so that a batch of them is padded."""
+        """Samples of one of ``shapes``; they differ in their text, so that a batch of them is padded."""
         usual: tuple[tuple[str, ...], ...] = (("usual",), ("usual",), ("usual",))
-        images = {"single": usual[:1], "padded": usual, "varying": self.varying}[shape]
+        video = (("video",), ("usual", "video"), ("usual",))
+        images = {"single": usual[:1], "padded": usual, "varying": self.varying, "video": video}[shape]
         texts = ((3, 7), (5, 4), (2, 5))
         return [self.sample(row, *texts[row], sizes) for row, sizes in enumerate(images)]
 
@@ -126,7 +138,7 @@ class Builder(abc.ABC):
         for index, image in enumerate(images):
             if index:
                 parts.append(_text(2, generator))
-            parts.append(torch.full((image.tokens,), IMAGE))
+            parts.append(torch.full((image.tokens,), image.token))
         return Sample(torch.cat([*parts, _text(after, generator)]), images)
 
     def batch(self, samples: Sequence[Sample]) -> Tensors:

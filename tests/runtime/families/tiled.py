@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import transformers
 
-from tests.runtime.families.builder import CLIP, TEXT, VIDEO, Builder, Image, pixels
-from tests.runtime.tiny import IMAGE
+from tests.runtime.families.builder import CLIP, TEXT, Builder, Image, pixels
+from tests.runtime.tiny import IMAGE, VIDEO
 
 PINPOINTS = [[48, 96], [96, 48], [96, 96]]
 SIZES = {"usual": (96, 96), "wide": (48, 96), "cut": (64, 96)}  # "cut" is padded to 96 x 96, and unpadded again
@@ -40,6 +40,7 @@ class LlavaOnevisionBuilder(LlavaNextBuilder):
     name = "llava-onevision"
     model_class = transformers.LlavaOnevisionForConditionalGeneration
     flops = 0.1
+    videos = True
     # Mosaics of more than two tiles are scaled down: 12 x 12 to 8 x 8, 8 x 12 to 6 x 10.
     tokens = {"usual": 36 + 8 * 9, "wide": 36 + 6 * 13, "cut": 36 + 6 * 11}  # noqa: RUF012
 
@@ -52,3 +53,9 @@ class LlavaOnevisionBuilder(LlavaNextBuilder):
             image_grid_pinpoints=PINPOINTS,
             vision_aspect_ratio="anyres_max_2",
         )
+
+    def image(self, size: str, generator: torch.Generator) -> Image:
+        """A video is two frames, 6 x 6 patches of each scaled to 3 x 3, and one newline."""
+        if size == "video":
+            return Image(2 * 9 + 1, {"pixel_values_videos": pixels(generator, 1, 2, 3, 48, 48)}, VIDEO)
+        return super().image(size, generator)
