@@ -103,42 +103,50 @@ def attention_scores(
         [B, S] in float32 or better.
     """
     precise = torch.promote_types(query.dtype, torch.float32)
-    logits = _row_logits(query, key, rows, precise) * scaling
+    logits = _row_logits(query, key, rows, precise, scaling)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     probabilities = _masked(logits, mask, rows, window).softmax(dim=-1)
-    combined = _combine(probabilities, heads)
-    return torch.einsum("brs,br->bs", combined, weights.to(precise))
+    return _combine(probabilities, weights.to(precise), heads)
 
 
-def _row_logits(query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor, precise: torch.dtype) -> torch.Tensor:
-    """Q K^T of the chosen rows, [B, H, R, S]; key heads are shared by their query heads without copying them."""
+def _row_logits(
+    query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor, precise: torch.dtype, scaling: float
+) -> torch.Tensor:
+    """Scaled Q K^T of the chosen rows, [B, H, R, S]; key heads are shared by their query heads without copying them."""
     B, H, _, E = query.shape
     R = rows.shape[1]
-    chosen = query.gather(2, rows[:, None, :, None].expand(B, H, R, E)).to(precise)
-    grouped = chosen.reshape(B, key.shape[1], -1, E)
+    # The few rows are scaled, not their many logits. All heads of a token lie side by side: one copy per row.
+    samples = torch.arange(B, device=rows.device)[:, None]
+    chosen = query.transpose(1, 2)[samples, rows].to(precise) * scaling
+    grouped = chosen.transpose(1, 2).reshape(B, key.shape[1], -1, E)
     return torch.matmul(grouped, key.to(precise).transpose(2, 3)).view(B, H, R, -1)
 
 
 def _masked(logits: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, window: int | None) -> torch.Tensor:
+    """``logits`` [B, H, R, S] with what the mask adds or hides, in place."""
     B, _, R, S = logits.shape
     if mask is None or mask.ndim == 2:
         slots, last = torch.arange(S, device=logits.device)[None, None, :], rows[:, :, None]
         visible = slots <= last if window is None else (slots <= last) & (slots > last - window)
         if mask is not None:
             visible = visible & mask[:, None, :].to(logits.device, torch.bool)
-        return logits.masked_fill(~visible[:, None], float("-inf"))
+        # Made for one head and added to all: faster than filling all of them.
+        bias = torch.full(visible.shape, float("-inf"), dtype=logits.dtype, device=logits.device)
+        return logits.add_(bias.masked_fill_(visible, 0.0)[:, None])
     heads = mask.shape[1]
     index = rows[:, None, :, None].expand(B, heads, R, S)
     row_mask = mask[..., :S].expand(B, heads, mask.shape[2], S).gather(2, index)
     if row_mask.dtype == torch.bool:
-        return logits.masked_fill(~row_mask, float("-inf"))
-    return logits + row_mask.to(logits.dtype)
+        return logits.masked_fill_(~row_mask, float("-inf"))
+    return logits.add_(row_mask)
 
 
-def _combine(probabilities: torch.Tensor, heads: HeadReduction) -> torch.Tensor:
-    if heads == "mean":
-        return probabilities.mean(dim=1)
+def _combine(probabilities: torch.Tensor, weights: torch.Tensor, heads: HeadReduction) -> torch.Tensor:
+    """Heads of [B, H, R, S] combined within each row, then rows with ``weights`` [B, R]: [B, S]."""
     if heads == "max":
-        return probabilities.amax(dim=1)
-    return probabilities.sum(dim=1)
+        return torch.matmul(weights[:, None], probabilities.amax(dim=1))[:, 0]
+    # The sums over heads and rows are one matrix product, with no [B, R, S] in between.
+    B, H, R, S = probabilities.shape
+    shares = (weights / H if heads == "mean" else weights)[:, None].expand(B, H, R).reshape(B, 1, H * R)
+    return torch.matmul(shares, probabilities.view(B, H * R, S))[:, 0]

@@ -54,12 +54,23 @@ class Kept:
 def gather_tokens(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     """``values`` [B or 1, ...] at ``index`` [B, M] along ``dim``: [B, ..., M, ...], on the device of ``values``."""
     samples, slots = index.shape
+    index = index.to(values.device)
+    if dim == 1:
+        return _gather_rows(values, index)
     if values.shape[0] != samples:
         values = values.expand(samples, *values.shape[1:])
     view, target = [1] * values.ndim, list(values.shape)
     view[0], view[dim] = samples, slots
     target[dim] = slots
-    return values.gather(dim, index.to(values.device).view(view).expand(target))
+    return values.gather(dim, index.view(view).expand(target))
+
+
+def _gather_rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """``gather_tokens`` along dim 1, as a copy of whole rows: several times as fast as an element-wise gather."""
+    samples, length = values.shape[:2]
+    if samples > 1:
+        index = index + torch.arange(0, samples * length, length, device=index.device)[:, None]
+    return values.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *values.shape[2:])
 
 
 def gather_positions(positions: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -78,7 +78,7 @@ class Prefill:
         self.slots = [prompt.slots] * len(plan.counts)
         self._attention: torch.Tensor | None = None
         self._vision: torch.Tensor | None = None
-        self._query: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._query: _Query | None = None
         self._keep: torch.Tensor | None = None
         self._memo = Memo()
 
@@ -162,7 +162,7 @@ class Prefill:
         counts = self.plan.counts[layer]
         lengths = [text + vision for text, vision in zip(self.prompt.text_tokens, counts, strict=True)]
         slots = max(lengths)
-        stay = kept | (self._real(torch.ones_like(kept)) & ~tokens.vision)
+        stay = kept | self._real(~tokens.vision)
         index, valid = compact(stay, slots, fillers=min(lengths) < slots)
         hidden = gather_tokens(hidden, index, 1)
         if valid is not None:
@@ -203,16 +203,51 @@ class Prefill:
     def _query_rows(self, query: AttentionQuery, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Present slots [B, R] of the query rows and their weights [B, R]; R and the weights are known to the host."""
         if self._query is None:
-            marked = query_rows(self.prompt, query.rows)
-            counts = marked.sum(axis=1, keepdims=True)
-            weights = (np.arange(counts.max()) < counts) / counts
-            self._query = torch.from_numpy(marked).to(device), torch.from_numpy(weights).to(device)
-        present, weights = (part.to(device) for part in self._query)
+            self._query = _Query.of(self.prompt, query)
+        asked = self._query = self._query.to(device)
+        if asked.from_end is not None:  # compaction is to the right: they are where they were, seen from the end
+            slots = self.prompt.slots if self.kept is None else self.kept.slots
+            return slots - asked.from_end, asked.weights
+        present, weights = asked.marked, asked.weights
         if self.kept is not None:
             present = self._real(gather_tokens(present, self.kept.position, 1))
         order = torch.argsort((~present).to(torch.int8), dim=1, stable=True)
         # Where a sample has fewer rows than R, its first fills up: the row of a padding slot could see nothing at all.
         return torch.where(weights > 0, order[:, : weights.shape[1]], order[:, :1]), weights
+
+
+@dataclass(frozen=True)
+class _Query:
+    """Where the query rows of a prompt are.
+
+    Args:
+        marked: [B, S0] bool.
+        weights: [B, R], 1 / the sample's rows, 0 where it has fewer than R.
+        from_end: [B, R] int64, distance of each row from the end of the prompt, its first row filling up; None if
+            something behind a row may be squeezed out (vision tokens, right padding), so that it would change.
+    """
+
+    marked: torch.Tensor
+    weights: torch.Tensor
+    from_end: torch.Tensor | None
+
+    @classmethod
+    def of(cls, prompt: Prompt, query: AttentionQuery) -> _Query:
+        marked = query_rows(prompt, query.rows)
+        counts = marked.sum(axis=1, keepdims=True)
+        weights = (np.arange(counts.max()) < counts) / counts
+        order = np.argsort(~marked, axis=1, kind="stable")
+        rows = np.where(weights > 0, order[:, : weights.shape[1]], order[:, :1])
+        settled = (prompt.real & ~prompt.vision) | (np.arange(prompt.slots) < rows[:, :1])
+        from_end = torch.from_numpy(prompt.slots - rows) if settled.all() else None
+        return cls(torch.from_numpy(marked), torch.from_numpy(weights), from_end)
+
+    def to(self, device: torch.device) -> _Query:
+        """The same on a device; itself if it is there."""
+        if self.marked.device == device:
+            return self
+        from_end = None if self.from_end is None else self.from_end.to(device)
+        return _Query(self.marked.to(device), self.weights.to(device), from_end)
 
 
 class Continuation:
