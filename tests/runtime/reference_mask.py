@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ Entry = Callable[[torch.Tensor, int, list[int]], list[int]]  # (hidden of a samp
 
 
 class MaskedReference:
-    """Context manager around an eager model. ``ranking`` replaces attention; ``entry`` acts before the first layer."""
+    """Context manager around an eager model. ``ranking`` replaces attention; ``entry`` acts before the first layer.
+
+    ``images`` (for each sample, the slots of each image) makes it a quota per image.
+    """
 
     def __init__(
         self,
@@ -34,12 +38,13 @@ class MaskedReference:
         heads: str = "mean",
         ranking: Ranking | None = None,
         entry: Entry | None = None,
+        images: Sequence[Sequence[list[int]]] | None = None,
     ) -> None:
         assert model.config.text_config._attn_implementation == "eager"
         decoder = model.get_decoder()
         self.layers = decoder.layers if hasattr(decoder, "layers") else decoder.model.layers  # Llama 4
         self.rates, self.rows, self.heads = rates, rows, heads
-        self.ranking, self.entry = ranking, entry
+        self.ranking, self.entry, self.images = ranking, entry, images
         self.ids, self.real = inputs["input_ids"], inputs["attention_mask"].bool()
         self.vision = (self.ids == IMAGE) | (self.ids == VIDEO)
         self.weights: torch.Tensor | None = None
@@ -95,10 +100,22 @@ class MaskedReference:
             if index == 0 and self.entry is not None:
                 chosen = self.entry(hidden[sample], sample, left)
             else:
-                chosen = self._ranked(sample, left)[:keep]
+                chosen = self._chosen(sample, self._ranked(sample, left), keep)
             assert len(chosen) == keep
             self.dead[sample, [slot for slot in left if slot not in chosen]] = True
         return hidden
+
+    def _chosen(self, sample: int, ranked: list[int], keep: int) -> list[int]:
+        """The best ``keep`` of all, or under a quota per image (``images``: the slots of each) the best of each."""
+        if self.images is None:
+            return ranked[:keep]
+        images = self.images[sample]
+        taken = [0] * len(images)
+        for _ in range(keep):  # the next seat goes to the image that is furthest below its share
+            claims = [Fraction(len(image), 2 * seats + 1) for image, seats in zip(images, taken, strict=True)]
+            taken[claims.index(max(claims))] += 1
+        best = [[slot for slot in ranked if slot in image][:seats] for image, seats in zip(images, taken, strict=True)]
+        return [slot for slots in best for slot in slots]
 
     def _ranked(self, sample: int, left: list[int]) -> list[int]:
         if self.ranking is not None:
