@@ -27,7 +27,7 @@ def test_a_configuration_has_its_models_identity(name):
     model = BUILDERS[name].build(BUILDERS[name].attention[0])
     identity = identify(model)
     assert identity.architecture == type(model).__name__
-    assert identity.decoder_layers == LAYERS == len(model.get_decoder().layers)
+    assert identity.decoder_layers == LAYERS == len(family_of_config(model.config).decoder(model).layers)
     assert identity.vision_layers >= 2
     saved = type(model.config).from_dict(model.config.to_diff_dict())
     for config in (model.config, saved):

@@ -7,23 +7,55 @@ from typing import Any
 from torch import nn
 
 from scheduler_search.errors import UnsupportedError
+from scheduler_search.runtime.families.cohere import AyaVision, Cohere2Vision
+from scheduler_search.runtime.families.deepseek_vl import DeepseekVL, Janus
+from scheduler_search.runtime.families.exaone4_5 import Exaone45
 from scheduler_search.runtime.families.family import Family
+from scheduler_search.runtime.families.gemma import Gemma3, Gemma4, PaliGemma
+from scheduler_search.runtime.families.glm4v import Glm4v, Glm4vMoe, Glm46V, GlmOcr
 from scheduler_search.runtime.families.idefics3 import Idefics3, SmolVLM
 from scheduler_search.runtime.families.internvl import InternVL
+from scheduler_search.runtime.families.lighton_ocr import LightOnOcr
+from scheduler_search.runtime.families.llama4 import Llama4
 from scheduler_search.runtime.families.llava import Llava
 from scheduler_search.runtime.families.llava_next import LlavaNext, LlavaOnevision
 from scheduler_search.runtime.families.mistral3 import Mistral3
+from scheduler_search.runtime.families.ovis2 import Ovis2
+from scheduler_search.runtime.families.paddleocr_vl import PaddleOCRVL
+from scheduler_search.runtime.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen3VLMoe, Qwen25VL
 from scheduler_search.runtime.families.refused import REFUSED
+from scheduler_search.runtime.families.video_llama_3 import VideoLlama3
 from scheduler_search.runtime.families.vipllava import VipLlava
 
 _FAMILIES: tuple[Family, ...] = (
+    AyaVision(),
+    Cohere2Vision(),
+    DeepseekVL(),
+    Exaone45(),
+    Gemma3(),
+    Gemma4(),
+    Glm46V(),
+    Glm4v(),
+    Glm4vMoe(),
+    GlmOcr(),
     Idefics3(),
     InternVL(),
+    Janus(),
+    LightOnOcr(),
+    Llama4(),
     Llava(),
     LlavaNext(),
     LlavaOnevision(),
     Mistral3(),
+    Ovis2(),
+    PaddleOCRVL(),
+    PaliGemma(),
+    Qwen2VL(),
+    Qwen25VL(),
+    Qwen3VL(),
+    Qwen3VLMoe(),
     SmolVLM(),
+    VideoLlama3(),
     VipLlava(),
 )
 
