@@ -117,10 +117,10 @@ def _check_tokens(arguments: dict[str, Any], vision_mask: torch.Tensor | None) -
         )
     if arguments.get("input_ids") is not None and vision_mask is not None:
         raise UnsupportedError(
-            "a vision mask is for prompts that come as embeddings, in one piece and with a cache",
+            "a vision mask is for prompts that come as embeddings",
             actual="a prompt of input_ids",
             place="vision_mask",
-            remedy="pass inputs_embeds (and leave use_cache on), or leave the vision_mask block",
+            remedy="pass inputs_embeds, or leave the vision_mask block: input_ids tell vision tokens from text",
         )
 
 
