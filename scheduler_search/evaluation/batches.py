@@ -20,8 +20,8 @@ from scheduler_search.evaluation.prompts import Prompt
 from scheduler_search.evaluation.samples import Sample
 from scheduler_search.runtime import vision_tokens
 
-# What models read of the output of ``get_image_features``: a tensor, or one tensor for each image.
-_FEATURES = ("pooler_output", "deepstack_features")
+# A tensor, or tensors for each image, for each decoder layer that takes some, or for each image of each of these.
+Features = Tensor | Sequence["Features"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Chunk:
         if self._vision is None:
             raise AssertionError("pixels are let go only once their features are kept")
         with torch.inference_mode():
-            output = model.get_image_features(**_on(device, self._vision), return_dict=True)
+            output = _tower(model).get_image_features(**_on(device, self._vision), return_dict=True)
         features = _move(output, torch.device("cpu"))
-        self._check_counts(model, _count(features["pooler_output"]))
+        self._check_counts(model, _count(features[_main(features)]))
         return features
 
     def _check_counts(self, model: Any, found: int) -> None:
@@ -76,20 +76,33 @@ class Chunk:
             )
 
 
+def _tower(model: Any) -> Any:
+    """The module whose forward asks itself for image features; the model's own method may not pass all arguments on."""
+    return model.base_model
+
+
+def _main(output: ModelOutput) -> str:
+    """Name of the features themselves: what Llama 4 calls its hidden state is projected already."""
+    return "last_hidden_state" if output.get("pooler_output") is None else "pooler_output"
+
+
 def _move(output: ModelOutput, device: torch.device) -> ModelOutput:
-    """The features of ``output`` on ``device``, in the form that the model gave them, and nothing else of it."""
-    features: dict[str, Any] = {}
-    for name in _FEATURES:
-        value = output.get(name)
-        if value is not None:
-            features[name] = value.to(device) if isinstance(value, Tensor) else tuple(part.to(device) for part in value)
-    return type(output)(**features)
+    """What models read of the output of ``get_image_features``, on ``device``, in the form in which they gave it."""
+    names = (_main(output), "deepstack_features")
+    return type(output)(**{name: _features_on(device, output[name]) for name in names if output.get(name) is not None})
 
 
-def _count(features: Tensor | Sequence[Tensor]) -> int:
+def _features_on(device: torch.device, features: Features) -> Features:
+    if isinstance(features, Tensor):
+        return features.to(device)
+    return tuple(_features_on(device, part) for part in features)
+
+
+def _count(features: Features) -> int:
     """Vision tokens in features whose last dimension is the width."""
-    parts = [features] if isinstance(features, Tensor) else features
-    return sum(part.numel() // part.shape[-1] for part in parts)
+    if isinstance(features, Tensor):
+        return features.numel() // features.shape[-1]
+    return sum(map(_count, features))
 
 
 def make_batch(samples: Sequence[Sample], prompt: Prompt, model: Any) -> Batch:
@@ -110,8 +123,8 @@ def split_arguments(inputs: dict[str, Tensor], model: Any) -> Batch:
 
     What token positions follow from in some families, the heights and widths of images, is both.
     """
-    vision = set(inspect.signature(model.get_image_features).parameters) & set(inputs)
-    positions = getattr(model.base_model, "get_rope_index", None)
+    vision = set(inspect.signature(_tower(model).get_image_features).parameters) & set(inputs)
+    positions = getattr(_tower(model), "get_rope_index", None)
     shared = set() if positions is None else vision & set(inspect.signature(positions).parameters)
     language = set(inputs) - vision | shared
     return Batch({name: inputs[name] for name in inputs if name in language}, {name: inputs[name] for name in vision})

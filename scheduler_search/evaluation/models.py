@@ -214,7 +214,7 @@ def _check_serves_stored_features(model: Any, place: str) -> None:
             "a model must accept vision features that were computed before (mm_encoder_outputs)",
             actual=type(model).__name__,
             place=place,
-            remedy="update transformers, or choose a model of the LLaVA family",
+            remedy="update transformers, or choose another model",
         )
 
 
