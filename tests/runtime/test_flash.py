@@ -15,11 +15,15 @@ from transformers import DynamicCache
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.runtime import apply_reduction
+from scheduler_search.runtime.families import family_of
+from tests.runtime.families import BUILDERS
 from tests.runtime.flash import KERNELS, NAME, Calls, emulated_kernels, use_flash
 from tests.runtime.reference_mask import MaskedReference, masked_generate
 from tests.runtime.test_cache import two_turns
 from tests.runtime.tiny import BATCHES, RATES, batch, build, generate, reduction, single_of
 
+# Families whose tiny models have a window shorter than their prompts in every layer, or in one that is reduced.
+BINDING_WINDOWS = ("llava-mistral", "aya-vision", "cohere2-vision", "exaone4.5")
 OTHER_RULES = ("fastv", "random-entry")
 every_batch = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name == "varying" else pytest.mark.slow) for name in BATCHES]
@@ -194,3 +198,31 @@ def _half_precision_against_sdpa(device: str) -> None:
     assert found.dtype == expected.dtype
     assert (found[:, 0].float() - expected[:, 0].float()).abs().max() < 0.05 * expected.float().std()
     assert [layer.keys.shape[-2] for layer in cache.layers][-1] < tokens.shape[1] + inputs["input_ids"].shape[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_family(name):
+    """Flash attention is refused, or it gives what the masks of sdpa give; a window that binds is refused on the way.
+
+    That the model alone must give the same is why families with masks of their own refuse it.
+    """
+    builder = BUILDERS[name]
+    model = builder.build(builder.attention[0])
+    inputs = builder.batch(builder.samples("varying"))
+    base = generate(model, inputs, 3)
+    with apply_reduction(model, reduction()):
+        reduced = generate(model, inputs, 3)
+    use_flash(model)
+    if NAME not in family_of(model).served_attention(model.config):
+        with pytest.raises(UnsupportedError, match="attention implementation must be"):
+            apply_reduction(model, reduction())
+        return
+    with emulated_kernels():
+        torch.testing.assert_close(generate(model, inputs, 3)[1], base[1], atol=1e-5, rtol=0)
+        with apply_reduction(model, reduction()):
+            if name in BINDING_WINDOWS:
+                with pytest.raises(UnsupportedError, match="sliding window"):
+                    generate(model, inputs, 3)
+            else:
+                torch.testing.assert_close(generate(model, inputs, 3)[1], reduced[1], atol=1e-5, rtol=0)

@@ -125,9 +125,9 @@ def test_what_is_refused(model_of):
             model(**inputs)
         with refused(r"handle\.vision_mask"):
             model(**given)  # nothing is left of the blocks
-    with apply_reduction(model, reduction(rule="random")) as handle, handle.vision_mask(vision):
-        with refused("keyed by input_ids"):
-            model(**given)
+    handle = apply_reduction(model, reduction(rule="random"))
+    with handle, handle.vision_mask(vision), refused("keyed by input_ids"):
+        model(**given)
 
 
 def test_a_mask_belongs_to_its_thread(model_of):

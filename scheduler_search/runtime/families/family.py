@@ -20,6 +20,9 @@ from scheduler_search.runtime.families.parts import decoder_fields, tower_fields
 from scheduler_search.runtime.injection import Injection
 from scheduler_search.schedule.cost import ModelShape
 
+# Implementations that take the whole mask: what causal order and padding cannot say is in it.
+MASKED = frozenset({"sdpa", "eager"})
+
 
 class Family(abc.ABC):
     """One architecture of Hugging Face transformers.
@@ -35,7 +38,7 @@ class Family(abc.ABC):
     architecture: str
     model_type: str
     decoders: tuple[str, ...]
-    attention: frozenset[str] = frozenset({"sdpa", "eager", "flash_attention_2"})
+    attention: frozenset[str] = MASKED | {"flash_attention_2"}
     whole_layers: int = 0
 
     # -- what each family says

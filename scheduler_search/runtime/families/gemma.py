@@ -2,7 +2,8 @@
 
 The decoders of PaliGemma 2 (Gemma 2), Gemma 3 and Gemma 4 have layers with a sliding window, with masks, rotary
 embeddings and cache layers of their own: all are gathered by position in the prompt, so that a window stays what it
-was. The prompts of PaliGemma, and the images of Gemma 3 and 4, see themselves in both directions; that is in the masks.
+was. The prompts of PaliGemma, and the images of Gemma 3 and 4, see themselves in both directions; that is in the masks,
+and flash attention takes no such masks (transformers then runs Gemma 3 and 4 as if images were text), so it is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler_search.reducers import Grid, image_runs
-from scheduler_search.runtime.families.family import Family
+from scheduler_search.runtime.families.family import MASKED, Family
 from scheduler_search.runtime.families.llava import clip_shape
 from scheduler_search.runtime.families.packed import PackedFamily, packed_tower, plain_fields
 from scheduler_search.runtime.families.parts import decoder_shape, patch_grid
@@ -30,6 +31,7 @@ class PaliGemma(Family):
 
     architecture = "PaliGemmaForConditionalGeneration"
     model_type = "paligemma"
+    attention = MASKED
     decoders = ("gemma", "gemma2")
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:
@@ -56,6 +58,7 @@ class Gemma3(Family):
 
     architecture = "Gemma3ForConditionalGeneration"
     model_type = "gemma3"
+    attention = MASKED
     decoders = ("gemma3_text",)
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:
@@ -84,6 +87,7 @@ class Gemma4(PackedFamily):
 
     architecture = "Gemma4ForConditionalGeneration"
     model_type = "gemma4"
+    attention = MASKED
     decoders = ("gemma4_text",)
 
     def check(self, config: Any) -> None:

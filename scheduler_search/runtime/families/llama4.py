@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import nn
 
 from scheduler_search.reducers import Grid
-from scheduler_search.runtime.families.family import Family
+from scheduler_search.runtime.families.family import MASKED, Family
 from scheduler_search.runtime.families.packed import active_decoder, plain_fields
 from scheduler_search.runtime.families.parts import decoder_fields, tower_fields, tower_shape
 from scheduler_search.schedule.cost import ModelShape
@@ -21,6 +21,7 @@ class Llama4(Family):
 
     architecture = "Llama4ForConditionalGeneration"
     model_type = "llama4"
+    attention = MASKED  # chunks of attention are in the masks alone
     decoders = ("llama4_text",)
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:  # noqa: ARG002
