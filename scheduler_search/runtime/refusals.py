@@ -35,7 +35,19 @@ def check_model(model: nn.Module, family: Family, reduction: Reduction) -> None:
             actual=f"a compiled {compiled[0] or 'model'}",
             remedy="apply the schedule to the model as from_pretrained returns it",
         )
+    _check_first_layers(family, reduction)
     check_attention(family, model.config, attention_implementation(model, family))
+
+
+def _check_first_layers(family: Family, reduction: Reduction) -> None:
+    if any(rate < 1.0 for rate in reduction.keep_rates[: family.whole_layers]):
+        rates = ", ".join(f"{rate:g}" for rate in reduction.keep_rates[: family.whole_layers])
+        raise UnsupportedError(
+            f"the first {family.whole_layers} decoder layers must see every vision token",
+            actual=f"keep rates {rates}",
+            place=family.architecture,
+            remedy="search a schedule whose reduction starts later",
+        )
 
 
 def _is_compiled(part: nn.Module) -> bool:

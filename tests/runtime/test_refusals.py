@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from scheduler_search.errors import ScheduleMismatchError, UnsupportedError
 from scheduler_search.rule import make_rule
 from scheduler_search.runtime import apply_reduction
+from scheduler_search.runtime.families.llava import Llava
 from scheduler_search.schedule.values import Reduction
 from tests.runtime.tiny import LAYERS, RATES, batch, build, reduction
 
@@ -86,6 +87,15 @@ def test_a_tower_block(model):
     with pytest.raises(UnsupportedError, match="vision-tower block") as error:
         apply_reduction(model, applied)
     assert_refused(error)
+
+
+def test_layers_that_must_see_every_token(model, monkeypatch):
+    """No family needs it so far: one that would is made up."""
+    monkeypatch.setattr(Llava, "whole_layers", 2)
+    with pytest.raises(UnsupportedError, match="first 2 decoder layers .* keep rates 1, 0.5") as error:
+        apply_reduction(model, reduction((1.0, 0.5, 0.5)))
+    assert_refused(error)
+    apply_reduction(model, reduction((1.0, 1.0, 0.5))).remove()
 
 
 @pytest.mark.parametrize("layers", [LAYERS - 1, LAYERS + 1])
