@@ -72,7 +72,8 @@ def spread_over_images(redundancy: torch.Tensor, tokens: Tokens) -> torch.Tensor
     Args:
         redundancy: [B, S] float; within an image, higher goes first.
     """
-    seats = tokens.prompt.once(Seats, lambda: Seats.of(tokens.prompt)).to(redundancy.device)
+    device = redundancy.device
+    seats = tokens.prompt.once((Seats, device), lambda: Seats.of(tokens.prompt).to(device))
     image = seats.image.gather(1, tokens.position).masked_fill(~tokens.vision, seats.images)
     order = least_redundant_first(redundancy, tokens.vision)
     order = order.gather(1, image.gather(1, order).argsort(dim=1, stable=True))  # by image, and by redundancy within
