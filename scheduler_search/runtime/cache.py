@@ -23,18 +23,23 @@ class LogicalDynamicLayer(DynamicLayer):
     """
 
     kept: Kept | None = None
+    evicted: int = 0  # tokens that were held and let go of, see LogicalSlidingLayer
+
+    @property
+    def held(self) -> int:
+        """Tokens that the layer holds."""
+        return int(super().get_seq_length())
 
     def get_seq_length(self) -> int:
         """Tokens the model has seen; 0 for an empty layer."""
-        held = int(super().get_seq_length())
-        if not held or self.kept is None:
-            return held
-        return held + self.kept.prompt - self.kept.slots
+        if not self.held:
+            return 0
+        return self.held + self.evicted + (0 if self.kept is None else self.kept.prompt - self.kept.slots)
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.kept = None
+        self.kept, self.evicted = None, 0
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Follow the beams."""
@@ -59,7 +64,7 @@ class LogicalDynamicLayer(DynamicLayer):
         super().crop(tokens_to_remove)
         if self.kept is None or not self.is_initialized:
             return
-        missing = self.kept.slots - int(self.keys.shape[-2])
+        missing = self.kept.slots - self.held - self.evicted
         if missing > self.kept.candidates:
             raise UnsupportedError(
                 "a cache must not be cropped into its reduced prompt",
@@ -70,7 +75,55 @@ class LogicalDynamicLayer(DynamicLayer):
             self.kept = self.kept.without_last(missing)
 
 
-_SERVED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LogicalDynamicLayer)
+class LogicalSlidingLayer(LogicalDynamicLayer):
+    """One whose attention sees the last ``sliding_window`` tokens and lets go of what no later token can see.
+
+    In the prompt, the tokens that are held lie at least as far apart as here. So all that a later token can see is
+    among the last ``sliding_window - 1`` that are held, whatever was dropped; the window itself is in the mask.
+    """
+
+    def __init__(self, sliding_window: int, record_past: bool = False) -> None:
+        super().__init__()
+        self.keys: torch.Tensor
+        self.values: torch.Tensor
+        self.sliding_window, self.record_past = sliding_window, record_past
+
+    def activate_past_recording(self) -> None:
+        """Hold everything until the next crop, which may take tokens back."""
+        self.record_past = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add tokens; returns the keys and values of all that were held, and theirs."""
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if not self.record_past:
+            self._evict()
+        return keys, values
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens; UnsupportedError if older ones that would be seen again are gone."""
+        if tokens_to_remove and self.evicted and not self.record_past:
+            raise UnsupportedError(
+                "a cache that is to be cropped must record its past where a window slides",
+                place="KV cache",
+                remedy="call activate_past_recording() on it before the tokens that may be taken back",
+            )
+        super().crop(tokens_to_remove)
+        self._evict()
+
+    def _evict(self) -> None:
+        surplus = self.held - max(self.sliding_window - 1, 1)
+        if surplus <= 0:
+            return
+        self.evicted += surplus
+        keys, values = self.keys[:, :, surplus:], self.values[:, :, surplus:]
+        if surplus > 1:  # after a prefill; a slice would keep all of its memory
+            keys, values = keys.contiguous(), values.contiguous()
+        self.keys, self.values = keys, values
+
+
+_SERVED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LogicalDynamicLayer, LogicalSlidingLayer)
 
 
 def check_cache(cache: Any) -> None:
@@ -88,14 +141,26 @@ def check_cache(cache: Any) -> None:
     )
 
 
+def sliding_layers(config: Any) -> tuple[int, ...]:
+    """Decoder layers (0-based) whose cache lets go of what is behind a window."""
+    layers = DynamicCache(config=config).layers
+    return tuple(index for index, layer in enumerate(layers) if isinstance(layer, DynamicSlidingWindowLayer))
+
+
 def prepare_cache(cache: Cache | None, layers: int) -> None:
     """Give an empty cache layers that can hold fewer tokens than they report.
 
-    Sliding layers are replaced too: they evict by the number of tokens they hold, which after a reduction is no longer
-    the distance that the window means. The window itself is in the mask, in original positions.
+    Sliding layers are replaced too: they report a window's length, and masks are then made for that many tokens.
     """
     if cache is not None:
-        cache.layers = [LogicalDynamicLayer() for _ in range(layers)]
+        old = [*cache.layers, *[None] * (layers - len(cache.layers))]
+        cache.layers = [_logical(layer) for layer in old]
+
+
+def _logical(layer: Any) -> LogicalDynamicLayer:
+    if isinstance(layer, DynamicSlidingWindowLayer | LogicalSlidingLayer):
+        return LogicalSlidingLayer(layer.sliding_window, layer.record_past)
+    return LogicalDynamicLayer()
 
 
 def cache_bytes(cache: Cache | None, layers: int) -> tuple[int, ...]:

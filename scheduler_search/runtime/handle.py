@@ -20,7 +20,7 @@ from torch import nn
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Reducer
-from scheduler_search.runtime.cache import cache_bytes
+from scheduler_search.runtime.cache import cache_bytes, sliding_layers
 from scheduler_search.runtime.families import Family
 from scheduler_search.runtime.injection import Injection
 from scheduler_search.runtime.plan import Plan
@@ -135,7 +135,8 @@ class ScheduleHandle:
         if self._first == len(self._layers):
             return  # nothing is ever dropped
         self._hooks.append(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
-        for layer in sorted({0, *range(self._first, len(self._layers))}):
+        windowed = sliding_layers(self._family.decoder(self.model).config)
+        for layer in sorted({0, *windowed, *range(self._first, len(self._layers))}):
             hook = functools.partial(self._enter_layer, layer)
             self._hooks.append(self._layers[layer].register_forward_pre_hook(hook, with_kwargs=True))
         self._attach_injection()

@@ -122,21 +122,22 @@ def gather_mask(mask: torch.Tensor | None, kept: Kept, *, additive: torch.dtype 
 
 
 def continue_mask(
-    mask: torch.Tensor | None, kept: Kept, new: int, past: int, *, additive: torch.dtype | None
+    mask: torch.Tensor | None, kept: Kept, new: int, past: int, held: int, *, additive: torch.dtype | None
 ) -> torch.Tensor | None:
     """The mask of ``new`` tokens that follow ``past`` logical ones, over what the layer's cache holds.
 
     Args:
         mask: [B or 1, 1, new, past + new], or None where every new token sees all that is before it.
+        held: tokens in the cache, the last of the M + past - P that were.
 
     Returns:
-        [B, 1, new, M + past - P + new], or None if there is nothing to hide.
+        [B, 1, new, held + new], or None if there is nothing to hide.
     """
     if mask is None and kept.valid is None:
         return None
     samples, device = kept.position.shape[0], kept.position.device
     later = torch.arange(kept.prompt, past + new, device=device).expand(samples, -1)
-    columns = torch.cat([kept.position, later], dim=1)
+    columns = torch.cat([kept.position, later], dim=1)[:, -(held + new) :]
     if mask is None:
         row = torch.arange(past, past + new, device=device)[:, None]
         visible = _as_mask((columns[:, None, :] <= row)[:, None], additive)
@@ -144,27 +145,30 @@ def continue_mask(
         visible = gather_tokens(mask, columns, 3)
     if kept.valid is None:
         return visible
-    valid = torch.cat([kept.valid, torch.ones_like(later, dtype=torch.bool)], dim=1)
+    valid = torch.cat([kept.valid, torch.ones_like(later, dtype=torch.bool)], dim=1)[:, -(held + new) :]
     return _hide(visible, ~valid[:, None, None, :])
 
 
-def continue_padding(mask: torch.Tensor | None, kept: Kept, new: int, past: int) -> torch.Tensor | None:
+def continue_padding(mask: torch.Tensor | None, kept: Kept, new: int, past: int, held: int) -> torch.Tensor | None:
     """The padding mask of ``new`` tokens that follow ``past`` logical ones, for attention that takes it in this form.
 
     Args:
         mask: [B, past + new] bool, or None where nothing is padding.
+        held: tokens in the cache, the last of the M + past - P that were.
 
     Returns:
-        [B, M + past - P + new] bool, or None if there is no padding among what the layer holds.
+        [B, held + new] bool, or None if there is no padding among what the layer holds.
     """
     if mask is None and kept.valid is None:
         return None
     later = past + new - kept.prompt
     samples, device = kept.position.shape[0], kept.position.device
-    held = torch.ones(kept.position.shape, dtype=torch.bool, device=device) if kept.valid is None else kept.valid
+    prompt = torch.ones(kept.position.shape, dtype=torch.bool, device=device) if kept.valid is None else kept.valid
     if mask is None:
-        return torch.cat([held, torch.ones(samples, later, dtype=torch.bool, device=device)], dim=1)
-    return torch.cat([held, mask[:, kept.prompt :].to(device, torch.bool)], dim=1)
+        answer = torch.ones(samples, later, dtype=torch.bool, device=device)
+    else:
+        answer = mask[:, kept.prompt :].to(device, torch.bool)
+    return torch.cat([prompt, answer], dim=1)[:, -(held + new) :]
 
 
 def _isolate_fillers(mask: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

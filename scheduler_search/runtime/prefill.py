@@ -260,11 +260,15 @@ class Continuation:
 
     def enter_layer(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> LayerArguments | None:
         """Cut the mask's columns to the tokens that this layer's cache holds; None to change nothing."""
-        held = arguments["past_key_values"].layers[layer]
+        cached = arguments["past_key_values"].layers[layer]
         self._tokens = None
-        if not isinstance(held, LogicalDynamicLayer) or held.kept is None:
+        if not isinstance(cached, LogicalDynamicLayer):
             return None
-        kept, mask, new = held.kept, arguments.get("attention_mask"), hidden.shape[1]
+        kept, mask, new, held = cached.kept, arguments.get("attention_mask"), hidden.shape[1], cached.held
+        if kept is None:
+            if mask is None or not cached.evicted:
+                return None
+            return hidden, {**arguments, "attention_mask": mask[..., -(held + new) :]}
         if kept.position.shape[0] != hidden.shape[0]:
             raise UnsupportedError(
                 "the batch must be the one the cache was filled with",
@@ -272,19 +276,23 @@ class Continuation:
                 place=f"decoder layer {layer + 1}",
                 remedy="repeat or select the samples of the cache with its own methods",
             )
-        past = held.get_seq_length()
+        past = cached.get_seq_length()
         self._tokens = past + new
+        window = getattr(cached, "sliding_window", None)  # layers that share it, and what they keep, hold as much
         if self.masks.padding:
-            mask = self._memo.get(lambda: self._padding(mask, kept, new, past), kept, mask)
+            mask = self._memo.get(lambda: self._padding(mask, kept, new, past, held), kept, mask, window)
             return hidden, {**arguments, "attention_mask": mask, "position_ids": None}
-        narrow = self._memo.get(lambda: continue_mask(mask, kept, new, past, additive=self.masks.additive), kept, mask)
+        additive = self.masks.additive
+        narrow = self._memo.get(
+            lambda: continue_mask(mask, kept, new, past, held, additive=additive), kept, mask, window
+        )
         return hidden, {**arguments, "attention_mask": narrow}
 
-    def _padding(self, mask: torch.Tensor | None, kept: Kept, new: int, past: int) -> torch.Tensor | None:
+    def _padding(self, mask: torch.Tensor | None, kept: Kept, new: int, past: int, held: int) -> torch.Tensor | None:
         """None where the prompt's padding, which is gone from the cache, was all there is: the kernels' faster path."""
         if mask is not None and kept.valid is None and self._memo.get(lambda: bool(mask[:, kept.prompt :].all()), mask):
             return None
-        return continue_padding(mask, kept, new, past)
+        return continue_padding(mask, kept, new, past, held)
 
     def take_attention(self, layer: int, inputs: AttentionInputs) -> None:
         """Nothing is ranked after the prefill."""

@@ -172,9 +172,16 @@ def test_a_layer_reports_what_the_model_has_seen():
     assert (layer.get_seq_length(), layer.kept) == (0, None)
 
 
-def test_each_layer_holds_only_its_tokens(model_of):
-    model = model_of("mistral", "sdpa")
-    with apply_reduction(model, reduction()):
+@pytest.mark.parametrize(("decoder", "most"), [("llama", 99), ("mistral", 23)])
+def test_each_layer_holds_only_its_tokens(model_of, decoder, most):
+    """And no more than the window, less the token that is to come, where a window of 24 slides."""
+    model = model_of(decoder, "sdpa")
+    with apply_reduction(model, reduction()) as handle:
         _, _, cache = generate(model, batch("equal"), 3)
-    assert [layer.keys.shape[-2] for layer in cache.layers] == [46 + 2, 46 + 2, 35 + 2, 28 + 2, 28 + 2, 17 + 2]
+        report = handle.report()
+    tokens = [46, 46, 35, 28, 28, 17]
+    assert [layer.keys.shape[-2] for layer in cache.layers] == [min(count + 2, most) for count in tokens]
     assert {layer.get_seq_length() for layer in cache.layers} == {48}
+    assert [layer.tokens for layer in report.layers] == tokens
+    per_token = 2 * 2 * 2 * 16 * 4  # samples, keys and values, heads, width, bytes
+    assert [layer.kv_bytes for layer in report.layers] == [min(count, most) * per_token for count in tokens]

@@ -54,8 +54,8 @@ def visible_fillers(patch: Patch) -> None:
 def leading_decode_columns(patch: Patch) -> None:
     """Decoding masks the first columns that fit, not those that the layer holds."""
 
-    def wrong(mask: torch.Tensor, kept: layout.Kept, new: int, past: int, **_: Any) -> torch.Tensor:
-        return mask[..., : kept.slots + past - kept.prompt + new]
+    def wrong(mask: torch.Tensor, _kept: layout.Kept, new: int, _past: int, held: int, **_: Any) -> torch.Tensor:
+        return mask[..., : held + new]
 
     patch.setattr(prefill, "continue_mask", wrong)
 

@@ -49,11 +49,13 @@ def test_a_filler_sees_itself_and_is_seen_by_nobody(form):
 @pytest.mark.parametrize("additive", [None, torch.float32])
 def test_new_tokens_see_what_is_held(additive):
     """Two new tokens after six of the prompt and one that was generated since."""
-    found = continue_mask(None, KEPT, 2, 7, additive=additive)
+    found = continue_mask(None, KEPT, 2, 7, 4, additive=additive)
     visible = found if additive is None else found == 0
     assert visible[0, 0].tolist() == [[True] * 5 + [False], [True] * 6]
     assert visible[1, 0].tolist() == [[False] + [True] * 4 + [False], [False] + [True] * 5]
-    assert continue_mask(None, Kept(KEPT.position, None, 6), 1, 7, additive=additive) is None
+    assert continue_mask(None, Kept(KEPT.position, None, 6), 1, 7, 4, additive=additive) is None
+    narrow = continue_mask(None, KEPT, 2, 7, 3, additive=additive)  # a window has let go of the first of the four
+    assert torch.equal(narrow, found[..., 1:])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
