@@ -10,7 +10,7 @@ import transformers
 from tests.runtime.families.builder import TEXT, VIDEO, Builder, Image, Tensors, pixels
 from tests.runtime.tiny import IMAGE
 
-GRIDS = {"usual": (12, 12), "wide": (8, 12), "small": (8, 8)}  # patches; 36, 24 and 16 vision tokens
+GRIDS = {"usual": (12, 12), "wide": (8, 12), "small": (8, 8), "video": (8, 8)}  # patches, four to a vision token
 ROTARY: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 TEXT_3D: dict[str, Any] = {**TEXT, "rope_parameters": ROTARY}
 PATCHES: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
@@ -23,14 +23,20 @@ class PackedBuilder(Builder):
     """Images of three sizes; patches of 4 x 4 pixels, two frames thick."""
 
     grid = None
+    videos = True
+    frames = 2  # of a video, each of two pictures
     varying = (("usual",), ("wide", "small"), ("small",))
     values = 3 * 2 * 4 * 4  # in one patch
 
     def image(self, size: str, generator: torch.Generator) -> Image:
         height, width = GRIDS[size]
-        patches = pixels(generator, height * width, self.values)
-        grid = torch.tensor([[1, height, width]])
-        return Image(height * width // 4, {"pixel_values": patches, "image_grid_thw": grid})
+        frames = self.frames if size == "video" else 1
+        patches = pixels(generator, frames * height * width, self.values)
+        grid = torch.tensor([[frames, height, width]])
+        tokens = frames * height * width // 4
+        if size == "video":
+            return Image(tokens, {"pixel_values_videos": patches, "video_grid_thw": grid}, VIDEO)
+        return Image(tokens, {"pixel_values": patches, "image_grid_thw": grid})
 
     def extras(self, input_ids: torch.Tensor) -> Tensors:
         return {"mm_token_type_ids": (input_ids == IMAGE).int() + 2 * (input_ids == VIDEO).int()}
@@ -67,6 +73,7 @@ class Qwen3VLBuilder(QwenBuilder):
     """Features are added behind the first four decoder layers: dropping starts in front of the third."""
 
     name = "qwen3-vl"
+    frames = 1  # of more, each is a run of its own
     model_class = transformers.Qwen3VLForConditionalGeneration
     config_class: Any = transformers.Qwen3VLConfig
     text: dict[str, Any] = {**TEXT_3D, "head_dim": 16}  # noqa: RUF012
@@ -86,6 +93,7 @@ class Qwen3VLMoeBuilder(Qwen3VLBuilder):
 
 class Glm4vBuilder(PackedBuilder):
     name = "glm4v"
+    videos = False  # their frames have the ids of images, and a batch cannot have both
     model_class = transformers.Glm4vForConditionalGeneration
     config_class: Any = transformers.Glm4vConfig
     text: dict[str, Any] = {  # noqa: RUF012
@@ -150,6 +158,7 @@ class Exaone45Builder(PackedBuilder):
 
 class PaddleOCRVLBuilder(PackedBuilder):
     name = "paddleocr-vl"
+    videos = False
     model_class = transformers.PaddleOCRVLForConditionalGeneration
 
     def config(self) -> Any:
@@ -170,6 +179,7 @@ class VideoLlama3Builder(PackedBuilder):
     """Images are not merged: as many vision tokens as patches."""
 
     name = "video-llama-3"
+    videos = False
     flops = 0.03  # its lm head runs over the whole prompt, whatever is asked for
     model_class = transformers.VideoLlama3ForConditionalGeneration
 
