@@ -57,13 +57,51 @@ def test_compiled_models(model, compiled):
     assert_refused(error)
 
 
+COMPILED_PARTS = {
+    "model": lambda model: model,
+    "base-model": lambda model: model.model,
+    "decoder": lambda model: model.get_decoder(),
+    "layer": lambda model: model.get_decoder().layers[3],
+}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-def test_compiling_a_hooked_model(model):
+@pytest.mark.parametrize("part", COMPILED_PARTS)
+def test_compiled_parts(model, part):
+    COMPILED_PARTS[part](model).compile(backend="eager")
+    with pytest.raises(UnsupportedError, match="not compiled, but got a compiled") as error:
+        apply_reduction(model, reduction())
+    assert_refused(error)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("way", ["wrapped", *COMPILED_PARTS])
+def test_compiling_a_hooked_model(model, way):
+    """Refused at the next pass, whichever part is compiled; the model itself is as it was."""
     with apply_reduction(model, reduction()):
+        if way == "wrapped":
+            compiled = torch.compile(model, backend="eager")
+        else:
+            COMPILED_PARTS[way](model).compile(backend="eager")
+            compiled = model
         with pytest.raises(UnsupportedError, match="cannot be compiled") as error:
-            torch.compile(model, backend="eager")(**batch())
+            compiled(**batch())
         assert_refused(error)
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_compiling_after_removal_works(model):
+    """Nothing of the hooks is left for a trace to find."""
+    inputs = batch()
+    expected = model(**inputs).logits
+    apply_reduction(model, reduction()).remove()
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(**inputs).logits, expected, atol=1e-5, rtol=0)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("implementation", ["flash_attention_3", "flex_attention"])
@@ -111,8 +149,12 @@ def caches(model: Any) -> dict[str, Any]:
     return {
         "static": StaticCache(config=text, max_cache_len=80),
         "offloaded": _offloaded(text),
-        "subclass": type("MyCache", (DynamicCache,), {})(config=text),
+        "quantised": QuantizedCacheLike(config=text),
     }
+
+
+class QuantizedCacheLike(DynamicCache):
+    """The real one needs a backend that is not installed; it is a subclass too, and as such refused."""
 
 
 def _offloaded(config: Any) -> DynamicCache:
@@ -121,7 +163,7 @@ def _offloaded(config: Any) -> DynamicCache:
     return cache
 
 
-@pytest.mark.parametrize("kind", ["static", "offloaded", "subclass"])
+@pytest.mark.parametrize("kind", ["static", "offloaded", "quantised"])
 def test_other_caches(model, kind):
     with apply_reduction(model, reduction()):
         with pytest.raises(UnsupportedError, match="plain DynamicCache") as error:
@@ -153,6 +195,15 @@ def test_chunked_prefill(model, way):
     with apply_reduction(model, reduction()):
         with pytest.raises(UnsupportedError, match="in one piece") as error:
             calls[way]()
+        assert_refused(error)
+
+
+def test_packed_sequences(model):
+    inputs = {name: part[:1] for name, part in batch("equal").items()}
+    lengths = {"cu_seq_lens_q": torch.tensor([0, 20, 46]), "cu_seq_lens_k": torch.tensor([0, 20, 46])}
+    with apply_reduction(model, reduction()):
+        with pytest.raises(UnsupportedError, match="one prompt, since its tokens are ranked together") as error:
+            model(**inputs, **lengths)
         assert_refused(error)
 
 
