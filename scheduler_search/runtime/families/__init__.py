@@ -19,6 +19,7 @@ from scheduler_search.runtime.families.lighton_ocr import LightOnOcr
 from scheduler_search.runtime.families.llama4 import Llama4
 from scheduler_search.runtime.families.llava import Llava
 from scheduler_search.runtime.families.llava_next import LlavaNext, LlavaOnevision
+from scheduler_search.runtime.families.llava_next_video import LlavaNextVideo
 from scheduler_search.runtime.families.mistral3 import Mistral3
 from scheduler_search.runtime.families.ovis2 import Ovis2
 from scheduler_search.runtime.families.paddleocr_vl import PaddleOCRVL
@@ -45,6 +46,7 @@ _FAMILIES: tuple[Family, ...] = (
     Llama4(),
     Llava(),
     LlavaNext(),
+    LlavaNextVideo(),
     LlavaOnevision(),
     Mistral3(),
     Ovis2(),

@@ -35,7 +35,7 @@ from tests.runtime.families.packed import (
     Qwen25VLBuilder,
     VideoLlama3Builder,
 )
-from tests.runtime.families.tiled import LlavaNextBuilder, LlavaOnevisionBuilder
+from tests.runtime.families.tiled import LlavaNextBuilder, LlavaNextVideoBuilder, LlavaOnevisionBuilder
 
 BUILDERS: dict[str, Builder] = {
     builder.name: builder
@@ -45,6 +45,7 @@ BUILDERS: dict[str, Builder] = {
         LlavaBuilder("mistral"),
         VipLlavaBuilder(),
         LlavaNextBuilder(),
+        LlavaNextVideoBuilder(),
         LlavaOnevisionBuilder(),
         InternVLBuilder("qwen2"),
         InternVLBuilder("qwen3"),

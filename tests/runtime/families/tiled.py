@@ -36,6 +36,27 @@ class LlavaNextBuilder(Builder):
         return Image(self.tokens[size], arguments)
 
 
+class LlavaNextVideoBuilder(LlavaNextBuilder):
+    name = "llava-next-video"
+    model_class = transformers.LlavaNextVideoForConditionalGeneration
+    videos = True
+
+    def config(self) -> Any:
+        return transformers.LlavaNextVideoConfig(
+            vision_config=transformers.CLIPVisionConfig(**CLIP),
+            text_config=transformers.LlamaConfig(**TEXT),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=PINPOINTS,
+        )
+
+    def image(self, size: str, generator: torch.Generator) -> Image:
+        """A video is two frames, 6 x 6 patches of each pooled to 3 x 3."""
+        if size == "video":
+            return Image(2 * 9, {"pixel_values_videos": pixels(generator, 1, 2, 3, 48, 48)}, VIDEO)
+        return super().image(size, generator)
+
+
 class LlavaOnevisionBuilder(LlavaNextBuilder):
     name = "llava-onevision"
     model_class = transformers.LlavaOnevisionForConditionalGeneration
