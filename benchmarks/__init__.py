@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a table and its ratios. They measure; tests never look at a time."""
