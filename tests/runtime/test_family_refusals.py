@@ -1,4 +1,4 @@
-"""Families, and configurations of served families, that are refused by name with the reason."""
+"""Which configurations are served, and which are refused by name with the reason."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import transformers
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.rule import make_rule
-from scheduler_search.runtime import apply_reduction, identify
+from scheduler_search.runtime import apply_reduction, identify, model_shape
+from scheduler_search.runtime.families import _FAMILIES
 from scheduler_search.runtime.families.refused import REFUSED
 from scheduler_search.schedule.values import Reduction
 from tests.runtime.families import BUILDERS
@@ -24,6 +25,15 @@ def test_refused_configurations(model_type):
     assert error.value.rule == REFUSED[model_type]
     assert error.value.actual == model_type
     assert error.value.remedy
+
+
+@pytest.mark.parametrize("family", [family for family in _FAMILIES if family.model_type != "gemma4"])
+def test_default_configurations_are_served(family):
+    """As transformers makes them, without a single value of the tests' own. That of Gemma 4 is of a refused model."""
+    config = transformers.AutoConfig.for_model(family.model_type)
+    assert identify(config).architecture == family.architecture
+    assert hasattr(transformers, family.architecture)
+    assert model_shape(config).vision_flops(576) > 0
 
 
 def qwen35() -> Any:
