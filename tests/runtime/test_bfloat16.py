@@ -17,7 +17,7 @@ from scheduler_search.runtime import apply_reduction
 from tests.runtime.reference_mask import MaskedReference
 from tests.runtime.test_families import kept_sets
 from tests.runtime.test_faults import an_earlier_layer_ranks, one_hidden_column, one_query_row_missing
-from tests.runtime.tiny import RATES, batch, build, generate, reduction, single_of
+from tests.runtime.tiny import RATES, batch, build, generate, quick_first, reduction, single_of
 
 EPSILON = 2.0**-8  # relative spacing of bfloat16
 TOLERANCE = 8 * EPSILON  # of the largest logit; seen: 4.9, and 4.2 between sdpa and eager without a schedule
@@ -88,7 +88,7 @@ def assert_masking(attention: str, name: str) -> None:
     assert tokens.shape == (len(real), 6)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", quick_first(["sdpa", "eager"]))
 def test_keeping_all_is_bit_identical(attention):
     model, inputs = rough(attention), rough_batch("varying")
     base = generate(model, inputs, 4)
@@ -97,13 +97,13 @@ def test_keeping_all_is_bit_identical(attention):
     assert torch.equal(found[1], base[1])
 
 
-@pytest.mark.parametrize("name", ["padded", "varying"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", quick_first(["varying", "padded"]))
+@pytest.mark.parametrize("attention", quick_first(["sdpa", "eager"]))
 def test_dropping_is_masking(attention, name):
     assert_masking(attention, name)
 
 
-@pytest.mark.parametrize("name", ["padded", "varying"])
+@pytest.mark.parametrize("name", quick_first(["varying", "padded"]))
 def test_a_batch_is_its_samples(name):
     """With a rule that reads no attention: then no rounding can change the choice."""
     model, inputs = rough("sdpa"), rough_batch(name)
@@ -130,6 +130,7 @@ def test_the_cache_and_its_report():
     assert [layer.kv_bytes for layer in report.layers] == [layer.keys.nbytes * 2 for layer in cache.layers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [an_earlier_layer_ranks, one_hidden_column, one_query_row_missing])
 def test_the_tolerances_tell_faults(monkeypatch, fault):
     fault(monkeypatch)

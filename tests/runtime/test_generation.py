@@ -18,7 +18,7 @@ from scheduler_search.runtime.families import family_of
 from scheduler_search.runtime.prompts import Asked, PromptReader
 from scheduler_search.runtime.rules import load_reducer
 from tests.runtime.reference_mask import MaskedReference
-from tests.runtime.tiny import IMAGE, PAD, RATES, TOKENS, VOCABULARY, batch, generate, reduction
+from tests.runtime.tiny import IMAGE, PAD, RATES, TOKENS, VOCABULARY, batch, generate, quick_first, reduction
 
 RULES = {
     "instruction": reduction(),
@@ -27,7 +27,13 @@ RULES = {
     "random": reduction((0.7, 0.7, 0.4, 0.1), rule="random", entry="random"),
     "pooling": reduction((0.61, 0.61, 0.3), entry="pooling"),
 }
-every_rule = pytest.mark.parametrize("applied", RULES.values(), ids=RULES)
+every_rule = pytest.mark.parametrize(
+    "applied",
+    [
+        pytest.param(rule, id=name, marks=() if name == "instruction" else pytest.mark.slow)
+        for name, rule in RULES.items()
+    ],
+)
 
 
 def one(name: str = "equal") -> dict[str, torch.Tensor]:
@@ -65,7 +71,7 @@ class Guessing:
 
 
 @every_rule
-@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("attention", quick_first(["sdpa", "eager"]))
 def test_without_a_cache(model_of, attention, applied):
     """Every step reads prompt and answer anew; what is dropped, and every logit, is as with a cache."""
     model, inputs = model_of("llama", attention), batch("varying")
@@ -107,7 +113,7 @@ def test_prompt_lookup(model_of, applied):
 
 
 @every_rule
-@pytest.mark.parametrize("helper", ["text", "family"])
+@pytest.mark.parametrize("helper", quick_first(["text", "family"]))
 def test_assisted_decoding(model_of, applied, helper):
     model, inputs = model_of("llama", "sdpa"), one()
     guesser = assistant() if helper == "text" else model_of("llama", "eager")
@@ -179,7 +185,7 @@ def test_three_beams_without_a_cache(model_of):
         assert torch.equal(model.generate(**inputs, **settings, use_cache=False), model.generate(**inputs, **settings))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", quick_first(["sdpa", "eager"]))
 def test_two_turns_of_generate(model_of, attention):
     """The second turn's ids hold the first's; generate reads the new ones on the cache of the others."""
     model, eager, inputs = model_of("llama", attention), model_of("llama", "eager"), batch("varying")

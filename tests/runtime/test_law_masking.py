@@ -15,7 +15,7 @@ from scheduler_search.reducers.random import random_ranking
 from scheduler_search.runtime import apply_reduction
 from tests.runtime.reference_by_hand import HandLlava
 from tests.runtime.reference_mask import masked_forward, masked_generate
-from tests.runtime.tiny import BATCHES, DECODERS, RATES, SIDE, batch, build, generate, reduction, single_of
+from tests.runtime.tiny import BATCHES, DECODERS, RATES, SIDE, batch, build, generate, quick_first, reduction, single_of
 
 TOLERANCE = 1e-5
 SCHEDULES = {
@@ -40,14 +40,14 @@ def assert_equal_to_reference(model: Any, eager: Any, inputs: dict[str, Any], ap
 
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", quick_first(DECODERS))
 def test_dropping_is_masking(model_of, decoder, attention, name):
     assert_equal_to_reference(model_of(decoder, attention), model_of(decoder, "eager"), batch(name), reduction())
 
 
 @pytest.mark.parametrize("rates", SCHEDULES.values(), ids=SCHEDULES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("decoder", ["llama", "mistral"])
+@pytest.mark.parametrize("decoder", quick_first(["mistral", "llama"]))
 def test_wherever_the_drops_are(model_of, decoder, attention, rates):
     model, eager = model_of(decoder, attention), model_of(decoder, "eager")
     assert_equal_to_reference(model, eager, batch("varying"), reduction(rates))
@@ -55,7 +55,7 @@ def test_wherever_the_drops_are(model_of, decoder, attention, rates):
 
 @pytest.mark.parametrize("heads", ["mean", "max", "sum"])
 @pytest.mark.parametrize("rows", ["instruction", "last", "all"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", quick_first(["sdpa", "eager"]))
 def test_query_rows_and_heads(model_of, attention, rows, heads):
     applied = reduction(rule="attention-rank", query_rows=rows, head_reduction=heads)
     model, eager = model_of("llama", attention), model_of("llama", "eager")
@@ -134,7 +134,7 @@ def test_without_a_cache(model_of, attention):
     torch.testing.assert_close(logits, masked_forward(eager, RATES, inputs, 4), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", quick_first(range(3)))
 @pytest.mark.parametrize("rates", [RATES, (1.0, 0.3, 0.3, 0.0), (1.0, 1.0, 1.0, 0.5)])
 def test_by_hand_in_float64(seed, rates):
     """A left-padded batch against each of its samples: twelve greedy steps, tokens, logits and cache lengths."""

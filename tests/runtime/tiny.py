@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -23,6 +24,11 @@ BATCHES: dict[str, list[tuple[int, int, int]]] = {
     "mixed": [(2, 3, 6), (0, 5, 4), (1, 2, 5)],
 }
 RATES = (1.0, 1.0, 0.7, 0.5, 0.5, 0.2)
+
+
+def quick_first(values: Sequence[Any]) -> list[Any]:
+    """Parameters of which only the first runs in `make test-fast`."""
+    return [values[0], *(pytest.param(value, marks=pytest.mark.slow) for value in values[1:])]
 
 
 def build(decoder: str = "llama", attention: str = "sdpa", seed: int = 0, layers: int = LAYERS) -> Any:
