@@ -226,3 +226,17 @@ def test_every_family(name):
                     generate(model, inputs, 3)
             else:
                 torch.testing.assert_close(generate(model, inputs, 3)[1], reduced[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", ["single", "varying"])
+def test_windows_of_layers_that_are_whole(shape):
+    """Before the first drop the kernel's window is right, and the cache lets go of what is out of it."""
+    builder = BUILDERS["exaone4.5"]  # its last layer has no window
+    model, inputs, applied = builder.build(), builder.batch(builder.samples(shape)), reduction((1.0,) * 5 + (0.3,))
+    with apply_reduction(model, applied):
+        expected = generate(model, inputs, 8)[1]
+    use_flash(model)
+    with emulated_kernels(), apply_reduction(model, applied):
+        found = generate(model, inputs, 8)[1]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

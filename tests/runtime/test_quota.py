@@ -8,9 +8,10 @@ import torch
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.runtime import apply_reduction
+from tests.runtime.families import BUILDERS
 from tests.runtime.reference_mask import MaskedReference, masked_generate
 from tests.runtime.test_law_masking import ranked_at_random
-from tests.runtime.tiny import IMAGE, TOKENS, batch, generate, reduction, single_of
+from tests.runtime.tiny import IMAGE, TOKENS, VIDEO, batch, generate, reduction, single_of
 
 RATES = (1.0, 0.9, 0.71, 0.53, 0.3, 0.13)
 RULES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -153,3 +154,23 @@ def test_the_reference_can_tell_images_apart(model_of):
     with MaskedReference(eager, RATES, inputs, images=images):
         expected = eager(**inputs).logits[:, -4:]
     assert (found - expected).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_video_is_one_image(name, attention):
+    """Pictures and videos of one sample keep their shares, in proportion to their tokens."""
+    builder = BUILDERS[name]
+    model, eager, inputs = builder.build(attention), builder.build("eager"), builder.batch(builder.samples("video"))
+    images = [
+        [group.nonzero()[:, 0].tolist() for group in (row == IMAGE, row == VIDEO) if group.any()]
+        for row in inputs["input_ids"]
+    ]
+    assert any(len(its) == 2 and len(its[0]) != len(its[1]) for its in images)
+    applied = reduction(RATES, quota="per-image")
+    with apply_reduction(model, applied):
+        tokens, steps, _ = generate(model, inputs)
+    expected_tokens, expected = masked_generate(eager, RATES, inputs, images=images)
+    torch.testing.assert_close(steps, expected, atol=1e-5, rtol=0)
+    assert torch.equal(tokens, expected_tokens)
