@@ -57,7 +57,7 @@ class ModelSection(Section):
     id: Text
     revision: Text = "main"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     prompt: Text = "auto"
     trust_remote_code: bool = False
