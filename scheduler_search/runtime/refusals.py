@@ -137,13 +137,23 @@ def _check_tokens(arguments: dict[str, Any], vision_mask: torch.Tensor | None) -
 
 
 def _check_packing(arguments: dict[str, Any]) -> None:
-    if any(arguments.get(name) is not None for name in _PACKED):
+    if any(arguments.get(name) is not None for name in _PACKED) or _restarts(arguments):
         raise UnsupportedError(
             "a row of the batch must be one prompt, since its tokens are ranked together",
             actual="packed sequences",
             place=_PLACE,
             remedy="pass one prompt per row, padded on the left",
         )
+
+
+def _restarts(arguments: dict[str, Any]) -> bool:
+    """Whether positions start again within a row, which transformers reads as packed where nothing says otherwise."""
+    positions = arguments.get("position_ids")
+    if positions is None or positions.ndim != 2:
+        return False
+    if arguments.get("attention_mask") is not None or arguments.get("past_key_values") is not None:
+        return False
+    return bool((positions[:, 1:] < positions[:, :-1]).any())
 
 
 def check_not_compiling() -> None:

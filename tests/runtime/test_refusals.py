@@ -205,6 +205,11 @@ def test_packed_sequences(model):
         with pytest.raises(UnsupportedError, match="one prompt, since its tokens are ranked together") as error:
             model(**inputs, **lengths)
         assert_refused(error)
+        del inputs["attention_mask"]
+        positions = torch.cat([torch.arange(20), torch.arange(26)])[None]
+        with pytest.raises(UnsupportedError, match="but got packed sequences"):
+            model(**inputs, position_ids=positions, use_cache=False)
+        model(**inputs, position_ids=torch.arange(46)[None], use_cache=False)
 
 
 def test_labels(model):
