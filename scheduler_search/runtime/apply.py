@@ -11,6 +11,7 @@ from scheduler_search.errors import ScheduleMismatchError, UnsupportedError
 from scheduler_search.runtime.families import Family, family_of
 from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify
+from scheduler_search.runtime.prefix import PrefixRun
 from scheduler_search.runtime.refusals import check_model
 from scheduler_search.runtime.rules import load_reducer
 from scheduler_search.schedule.values import ModelIdentity, Reduction, Schedule
@@ -49,6 +50,32 @@ def apply_reduction(model: nn.Module, reduction: Reduction) -> ScheduleHandle:
         ScheduleMismatchError: not one keep rate per decoder layer.
         UnsupportedError: the model, or what the reduction asks of it, is not served.
     """
+    return _apply(model, reduction, None)
+
+
+def apply_prefix(model: nn.Module, run: PrefixRun) -> ScheduleHandle:
+    """Apply a reduction whose prefills start from a prefix, or give one, or both; each gives what the whole gives.
+
+    All prompts that are then read must be the batch of the prefix.
+
+    Raises:
+        UnsupportedError: as for ``apply_reduction``; or a model for which ``can_resume`` is False.
+    """
+    if not can_resume(model):
+        raise UnsupportedError(
+            "prefixes need decoder layers that read nothing but what the layer before gave",
+            actual=type(model).__name__,
+            remedy="run it whole, with apply_reduction",
+        )
+    return _apply(model, run.reduction, run)
+
+
+def can_resume(model: nn.Module) -> bool:
+    """Whether prefills of this model can start from a prefix."""
+    return family_of(model).resumable(model.config)
+
+
+def _apply(model: nn.Module, reduction: Reduction, prefix: PrefixRun | None) -> ScheduleHandle:
     family = family_of(model)
     layers = family.layers(model.config)[0]
     if len(reduction.keep_rates) != layers:
@@ -56,7 +83,7 @@ def apply_reduction(model: nn.Module, reduction: Reduction) -> ScheduleHandle:
     _check_unhooked(model, family)
     check_model(model, family, reduction)
     entry = None if reduction.entry_rule is None else load_reducer(reduction.entry_rule)
-    return ScheduleHandle(model, family, reduction, entry, load_reducer(reduction.rule))
+    return ScheduleHandle(model, family, reduction, entry, load_reducer(reduction.rule), prefix)
 
 
 def _resolve(schedule: Schedule | ScheduleDocument | str | Path) -> Schedule:

@@ -25,6 +25,7 @@ from scheduler_search.runtime.families import Family
 from scheduler_search.runtime.injection import Injection
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefill import Continuation, Masks, Prefill
+from scheduler_search.runtime.prefix import PrefixRun, Shortcut
 from scheduler_search.runtime.prompts import Asked, PromptReader
 from scheduler_search.runtime.refusals import (
     attention_implementation,
@@ -59,9 +60,17 @@ class ScheduleHandle:
     """
 
     def __init__(
-        self, model: nn.Module, family: Family, reduction: Reduction, entry: Reducer | None, decoder: Reducer
+        self,
+        model: nn.Module,
+        family: Family,
+        reduction: Reduction,
+        entry: Reducer | None,
+        decoder: Reducer,
+        prefix: PrefixRun | None = None,
     ) -> None:
         self.model, self.reduction = model, reduction
+        self._prefix = prefix
+        self._shortcut: Shortcut | None = None
         self._family, self._entry, self._decoder = family, entry, decoder
         self._layers: list[nn.Module] = list(family.decoder(model).layers)  # type: ignore[arg-type]
         self._implementation = attention_implementation(model, family)
@@ -113,6 +122,9 @@ class ScheduleHandle:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._shortcut is not None:
+            self._shortcut.remove()
+            self._shortcut = None
         if self._tap is not None:
             unsubscribe(self._tap, self._attention_modules())
             self._tap = None
@@ -124,14 +136,20 @@ class ScheduleHandle:
 
     @property
     def _first(self) -> int:
-        """First layer (0-based) in front of which something can be dropped; the number of layers if there is none."""
+        """First layer (0-based) in front of which something can be dropped or is kept; as many as layers for none."""
         rates = self.reduction.keep_rates
-        return next((layer for layer, rate in enumerate(rates) if rate < 1.0), len(rates))
+        return next((layer for layer, rate in enumerate(rates) if rate < 1.0 or layer == self._captured), len(rates))
+
+    @property
+    def _captured(self) -> int | None:
+        return None if self._prefix is None else self._prefix.capture
 
     def _attach(self) -> None:
         inputs = self._family.input_module(self.model)
         self._hooks.append(inputs.register_forward_pre_hook(self._begin, with_kwargs=True))
         self._hooks.append(inputs.register_forward_hook(self._end, always_call=True))
+        if self._prefix is not None and self._prefix.start is not None:
+            self._shortcut = Shortcut(self._layers, self._prefix.start, self._in_prefill)
         if self._first == len(self._layers):
             return  # nothing is ever dropped
         self._hooks.append(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
@@ -167,7 +185,7 @@ class ScheduleHandle:
         return {
             module: functools.partial(self._listen, layer)
             for layer, module in enumerate(self._attention_modules())
-            if layer >= watched or (ranks and rates[layer + 1] < 1.0)
+            if layer >= watched or (ranks and (rates[layer + 1] < 1.0 or layer + 1 == self._captured))
         }
 
     def _attention_modules(self) -> list[nn.Module]:
@@ -222,9 +240,15 @@ class ScheduleHandle:
         prompt = self._reader.read(arguments, self._pass.asked)
         plan = Plan.of(self.reduction.keep_rates, prompt.vision_tokens)
         self._pass.plan, self._pass.slots = plan, prompt.slots
+        if self._prefix is not None:
+            self._prefix.check(prompt, plan, cached=arguments.get("past_key_values") is not None)
         if plan.reduces:
             self._family.check_prompt(self.model.config, prompt.slots)
-            self._pass.state = Prefill(prompt, plan, self._entry, self._decoder, self._masks())
+        if plan.reduces or self._prefix is not None:
+            self._pass.state = Prefill(prompt, plan, self._entry, self._decoder, self._masks(), self._prefix)
+
+    def _in_prefill(self) -> bool:
+        return isinstance(self._pass.state, Prefill)
 
     def _enter_decoder(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -269,6 +293,8 @@ class ScheduleHandle:
         if plan is None or output is None:  # a continuation, or an exception
             return
         layers = len(self._layers)
+        if isinstance(state, Prefill) and self._prefix is not None and self._prefix.captured is None:
+            self._prefix.captured = state.captured
         slots = state.slots if isinstance(state, Prefill) else [current.slots] * layers
         sizes = cache_bytes(getattr(output, "past_key_values", None), layers)
         rows = zip(range(1, layers + 1), slots, plan.counts, sizes, strict=True)

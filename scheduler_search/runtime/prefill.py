@@ -6,7 +6,7 @@ Nothing here outlives the pass. What a later pass needs (which prompt tokens a l
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from scheduler_search.runtime.layout import (
     gather_tokens,
 )
 from scheduler_search.runtime.plan import Plan
+from scheduler_search.runtime.prefix import Prefix, PrefixRun, held_layers
 from scheduler_search.runtime.refusals import check_window
 from scheduler_search.runtime.tap import AttentionInputs
 
@@ -69,10 +70,21 @@ class Prefill:
     Args:
         entry: rule in front of the first layer; ``decoder``: rule in front of the others.
         masks: form of the attention masks.
+        prefix: where to start, and what to keep. With one, the plan may drop nothing.
     """
 
-    def __init__(self, prompt: Prompt, plan: Plan, entry: Reducer | None, decoder: Reducer, masks: Masks) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        plan: Plan,
+        entry: Reducer | None,
+        decoder: Reducer,
+        masks: Masks,
+        prefix: PrefixRun | None = None,
+    ) -> None:
         self.prompt, self.plan, self.masks = prompt, plan, masks
+        self.prefix = prefix
+        self.captured: Prefix | None = None
         self.entry, self.decoder = entry, decoder
         self.kept: Kept | None = None
         self.slots = [prompt.slots] * len(plan.counts)
@@ -85,8 +97,12 @@ class Prefill:
     def enter_layer(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> LayerArguments | None:
         """Reduce in front of a layer (0-based) and cut its arguments to the tokens left; None to change nothing."""
         cache = arguments.get("past_key_values")
-        if layer == 0:
+        if layer == 0 and self.plan.reduces:
             prepare_cache(cache, len(self.plan.counts))
+        if self.prefix is not None:
+            if layer < self.prefix.first:
+                return None  # it is passed over
+            self._resume_and_capture(self.prefix, layer, hidden, cache)
         if self.plan.reduces_at(layer):
             hidden = self._reduce(layer, hidden)
         if self.kept is None:
@@ -98,7 +114,8 @@ class Prefill:
 
     def wants_attention(self, layer: int) -> bool:
         """Whether the attention of this layer ranks tokens for the next."""
-        return self.decoder.attention is not None and self.plan.chooses_at(layer + 1)
+        captured = self.prefix is not None and self.prefix.capture == layer + 1
+        return self.decoder.attention is not None and (captured or self.plan.chooses_at(layer + 1))
 
     def take_attention(self, layer: int, inputs: AttentionInputs) -> None:
         """Score the tokens of a layer whose attention is about to run."""
@@ -118,6 +135,38 @@ class Prefill:
             heads=query.heads,
             softcap=inputs.softcap,
             window=inputs.window if self.masks.padding else None,
+        )
+
+    # -- prefixes
+
+    def _resume_and_capture(self, run: PrefixRun, layer: int, hidden: torch.Tensor, cache: Any) -> None:
+        if run.start is not None and layer == run.start.layer:
+            self._resume(run.start, hidden.device)
+        if layer == run.capture:
+            self.captured = self._capture(run, layer, hidden, cache)
+        if not self.plan.chooses_at(layer):
+            self._attention = None  # it was computed for others
+
+    def _resume(self, start: Prefix, device: torch.device) -> None:
+        """Be where the prefix was made."""
+        start = start.to(device)
+        self.kept, self._vision, self._attention = start.kept, start.vision, start.attention
+        if self._vision is not None:
+            self._keep = torch.tensor(self.plan.counts, device=device)
+        self.slots[: start.layer] = start.slots
+
+    def _capture(self, run: PrefixRun, layer: int, hidden: torch.Tensor, cache: Any) -> Prefix:
+        return Prefix(
+            layer=layer,
+            reduction=run.reduction,
+            counts=self.plan.counts[:layer],
+            prompt=replace(self.prompt, _memo={}),
+            hidden=hidden,
+            attention=self._attention,
+            vision=self._vision,
+            kept=self.kept,
+            slots=tuple(self.slots[:layer]),
+            cache=held_layers(cache, layer),
         )
 
     # -- reduction

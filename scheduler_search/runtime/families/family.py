@@ -84,6 +84,10 @@ class Family(abc.ABC):
         """Number of first decoder layers behind which the decoder may add features to vision tokens (DeepStack)."""
         return 0
 
+    def resumable(self, config: Any) -> bool:
+        """Whether a prefill can start from the input of a later layer: not where features are added behind layers."""
+        return not self.injected_layers(config)
+
     def take_injection(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], Injection | None]:
         """The decoder's arguments without the features that it would add behind layers, and these features."""
         return dict(arguments), None
