@@ -23,15 +23,22 @@ class Evaluations:
         description = self._executor.split(split)
         return evaluation_key(description.context_digest, reduction, description.vision_tokens)
 
-    def scores(self, split: SplitName, reduction: Reduction) -> tuple[float, ...]:
+    def scores(self, split: SplitName, reduction: Reduction, shared_layers: int = 0) -> tuple[float, ...]:
         """Scores in [0, 1] of all samples, in the order of the split.
 
         A chunk is recorded as soon as it is there, so an interruption costs at most the chunks in flight.
+
+        Args:
+            shared_layers: a hint for the executor, see ``ChunkTask``; neither scores nor keys depend on it.
         """
         description = self._executor.split(split)
         evaluation = self._record(description, reduction)
         recorded = self._database.chunk_scores(evaluation)
-        missing = [ChunkTask(split, chunk, reduction) for chunk in range(description.chunks) if chunk not in recorded]
+        missing = [
+            ChunkTask(split, chunk, reduction, shared_layers)
+            for chunk in range(description.chunks)
+            if chunk not in recorded
+        ]
         for result in self._executor.run(missing):
             self._database.add_chunk(evaluation, result.task.chunk, result.scores)
             recorded[result.task.chunk] = result.scores

@@ -80,7 +80,7 @@ class StageRunner:
         reduction = self._reduction(candidate)
         key = self._evaluations.key("search", reduction)
         self._database.begin_trial(self._record, number, candidate, reduction.keep_rates, key)
-        scores = self._evaluations.scores("search", reduction)
+        scores = self._scores(reduction)
         observation = observe(self._stage, candidate, scores, self._anchor_scores)
         self._database.finish_trial(
             self._record,
@@ -94,7 +94,10 @@ class StageRunner:
 
     @cached_property
     def _anchor_scores(self) -> Sequence[float]:
-        return self._evaluations.scores("search", self._reduction(self._stage.anchor))
+        return self._scores(self._reduction(self._stage.anchor))
+
+    def _scores(self, reduction: Reduction) -> tuple[float, ...]:
+        return self._evaluations.scores("search", reduction, self._stage.shared_layers)
 
     def _reduction(self, candidate: int) -> Reduction:
         return Reduction(self._stage.candidates[candidate].keep_rates, self._definition.resolved_rule)

@@ -25,10 +25,11 @@ from scheduler_search.evaluation.context import (
 )
 from scheduler_search.evaluation.metrics import metric_of
 from scheduler_search.evaluation.models import LoadedModel, load_model
+from scheduler_search.evaluation.prefixes import PrefixStore, default_budget
 from scheduler_search.evaluation.prompts import Prompt, make_prompt
 from scheduler_search.evaluation.samples import Sample, split_digest
 from scheduler_search.evaluation.sources import Splits, read_splits
-from scheduler_search.runtime import identify, model_shape, vision_tokens
+from scheduler_search.runtime import Plan, PrefixRun, can_resume, identify, model_shape, vision_tokens
 from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
@@ -51,10 +52,16 @@ class LocalExecutor:
 
     Building one sets the process's CPU thread count to ``[workers] threads``. Data are read before the model is loaded.
     Scores do not depend on the order of tasks, and running a task again gives the same scores bit for bit.
+
+    Args:
+        prefix_memory: bytes of host memory for the prefixes of tasks that share their first layers (``PrefixStore``);
+            0 to run every task from the embeddings. No score depends on it.
     """
 
-    def __init__(self, definition: StudyDefinition) -> None:
+    def __init__(self, definition: StudyDefinition, *, prefix_memory: int | None = None) -> None:
         self._definition = definition
+        self._prefix_memory = default_budget() if prefix_memory is None else prefix_memory
+        self._prefixes = PrefixStore(self._prefix_memory)
         self._metric = metric_of(definition.data.metric)
         self._splits: Splits | None = None
         self._loaded: LoadedModel | None = None
@@ -98,21 +105,35 @@ class LocalExecutor:
         """Release the model and its stores; whatever is asked for next loads them again."""
         self._splits = self._loaded = self._prompt = None
         self._ready.clear()
+        self._prefixes = PrefixStore(self._prefix_memory)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _score(self, task: ChunkTask) -> tuple[float, ...]:
         loaded, _ = self._load()
         ready = self._prepare(task.split)
+        run = self._prefix_run(task, ready, loaded)
         predictions = scoring.predict(
             loaded,
             ready.chunks[task.chunk],
             task.reduction,
             ready.mode,
             self._definition.data.max_new_tokens,
+            run,
         )
+        if run is not None:
+            self._prefixes.keep(task, run)
         start = task.chunk * ready.description.chunk_size
         return scoring.score(self._metric, predictions, ready.samples[start : start + len(predictions)])
+
+    def _prefix_run(self, task: ChunkTask, ready: _Ready, loaded: LoadedModel) -> PrefixRun | None:
+        """None where a task must run whole: see ``can_resume``, and ``PrefixRun.check`` for generation."""
+        size = ready.description.chunk_size
+        vision = ready.description.vision_tokens[task.chunk * size : (task.chunk + 1) * size]
+        reduces = Plan.of(task.reduction.keep_rates, vision).reduces
+        if not self._prefix_memory or not can_resume(loaded.model) or (ready.mode == "generate" and not reduces):
+            return None
+        return self._prefixes.run(task, vision)
 
     def _load(self) -> tuple[LoadedModel, Prompt]:
         if self._loaded is None or self._prompt is None:

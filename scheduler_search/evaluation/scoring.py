@@ -19,7 +19,7 @@ from scheduler_search.evaluation.batches import Chunk
 from scheduler_search.evaluation.metrics import Metric
 from scheduler_search.evaluation.models import LoadedModel
 from scheduler_search.evaluation.samples import Sample
-from scheduler_search.runtime import apply_reduction
+from scheduler_search.runtime import PrefixRun, apply_prefix, apply_reduction
 from scheduler_search.schedule.values import Reduction
 
 # Version of everything in this package that can change a score and has no version of its own.
@@ -47,12 +47,23 @@ def _is_one_token(answer: str, tokenizer: Any, metric: Metric) -> bool:
     return metric.normalise(tokenizer.decode(ids, skip_special_tokens=True)) == metric.normalise(answer)
 
 
-def predict(loaded: LoadedModel, chunk: Chunk, reduction: Reduction, mode: Mode, max_new_tokens: int) -> list[str]:
-    """The model's answer to every sample of the chunk, without special tokens."""
+def predict(
+    loaded: LoadedModel,
+    chunk: Chunk,
+    reduction: Reduction,
+    mode: Mode,
+    max_new_tokens: int,
+    prefix: PrefixRun | None = None,
+) -> list[str]:
+    """The model's answer to every sample of the chunk, without special tokens.
+
+    Args:
+        prefix: of this reduction, where the prefill starts and what is kept of it; None for the whole, keeping nothing.
+    """
     _check_features_serve(reduction)
     with torch.inference_mode():
         arguments = chunk.arguments(loaded.model, loaded.device)
-        with apply_reduction(loaded.model, reduction):
+        with apply_reduction(loaded.model, reduction) if prefix is None else apply_prefix(loaded.model, prefix):
             if mode == "prefill":
                 tokens = first_logits(loaded.model, arguments).argmax(-1, keepdim=True)
             else:

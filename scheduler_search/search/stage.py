@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Literal
 
 from scheduler_search.errors import SearchError
@@ -84,6 +85,12 @@ class Stage:
     def order(self) -> tuple[int, ...]:
         """All candidates, the anchor first and the others in order of preference: how a small domain is enumerated."""
         return (self.anchor, *(index for index in range(len(self.candidates)) if index != self.anchor))
+
+    @cached_property
+    def shared_layers(self) -> int:
+        """Number of first decoder layers at each of which all candidates have the same keep rate."""
+        layers = zip(*(candidate.keep_rates for candidate in self.candidates), strict=True)
+        return sum(1 for _ in takewhile(lambda rates: len(set(rates)) == 1, layers))
 
     @cached_property
     def domain_digest(self) -> str:

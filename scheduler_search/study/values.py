@@ -7,7 +7,7 @@ know: how a model is loaded or where scores are stored.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from scheduler_search.schedule.cost import ModelShape
@@ -60,11 +60,16 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class ChunkTask:
-    """One unit of work: run chunk ``chunk`` of split ``split`` with ``reduction``."""
+    """One unit of work: run chunk ``chunk`` of split ``split`` with ``reduction``.
+
+    ``shared_layers`` is a hint that changes no score: so many first layers keep in tasks that follow what they keep in
+    this one. It is not part of what tells tasks apart.
+    """
 
     split: SplitName
     chunk: int
     reduction: Reduction
+    shared_layers: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

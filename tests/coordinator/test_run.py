@@ -209,3 +209,16 @@ def test_an_edited_history_is_refused(database: StudyDatabase) -> None:
     database.begin_trial(stage, 1, 0, (1.0,) * LAYERS, "sha256:" + "0" * 64)
     with pytest.raises(DatabaseError, match="recorded history"):
         run_study(database, study, SimulatedExecutor())
+
+
+@pytest.mark.parametrize("algorithm", ["g-search", "p-sigmoid"])
+def test_tasks_say_which_layers_their_stage_shares(database: StudyDatabase, algorithm: str) -> None:
+    budget = {"budget": 0.5} if algorithm == "p-sigmoid" else {}
+    executor = SimulatedExecutor()
+    run_study(database, database.add_study(definition(algorithm=algorithm, **budget)), executor)
+    hints = [task.shared_layers for task in executor.executed]
+    assert hints == sorted(hints)
+    assert set(hints) <= {2, 7} if algorithm == "g-search" else set(hints) == {2}
+    assert hints[0] == 2
+    for task in executor.executed:
+        assert all(rate == 1.0 for rate in task.reduction.keep_rates[:2])

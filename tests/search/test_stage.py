@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 
 from scheduler_search.errors import SearchError
+from scheduler_search.search import GSearch
+from scheduler_search.study.states import Decision
 from tests.search.simulated import stage_of
 
 
@@ -41,3 +43,19 @@ def test_an_anchor_outside_of_the_candidates_is_refused(anchor: int) -> None:
 def test_negative_numbers_of_trials_are_refused() -> None:
     with pytest.raises(SearchError, match="must not be negative"):
         stage_of([0.0, 1.0], initial=-1)
+
+
+def test_layers_before_the_first_difference_are_shared() -> None:
+    search = GSearch(layers=8, max_vision_tokens=4, first_layer=3, stride=2)
+    first = search.next_stage([])
+    assert first is not None
+    assert first.shared_layers == 2
+    decided = Decision(0, first.name, 2, "keep_rate", 0.5, first.candidates[2].keep_rates, score=1.0, objective=1.0)
+    second = search.next_stage([decided])
+    assert second is not None
+    assert second.shared_layers == 4
+
+
+def test_one_candidate_shares_all_layers_with_itself() -> None:
+    stage = stage_of([0.5])
+    assert stage.shared_layers == len(stage.candidates[0].keep_rates)

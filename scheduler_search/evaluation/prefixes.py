@@ -1,0 +1,127 @@
+"""Prefixes of the chunks of a search, kept on the host under a memory budget.
+
+Knows: which of the kept prefixes a reduction can start from, which one is worth keeping next, and what goes when memory
+is short. Does not know: models. Nothing here can change a score: a prefix is used only where it fits exactly, and what
+is not here is computed again.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from scheduler_search.rule import Rule
+from scheduler_search.runtime import Plan, Prefix, PrefixRun, same_rules
+from scheduler_search.schedule.values import Reduction
+from scheduler_search.study.values import ChunkTask, SplitName
+
+Place = tuple[SplitName, int]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Prefixes that one stage of a search uses: one of each chunk."""
+
+    split: SplitName
+    keep_rates: tuple[float, ...]
+    rules: tuple[Rule | None, Rule]
+
+
+@dataclass
+class _Entry:
+    prefix: Prefix
+    group: _Group
+    used: int
+
+
+class PrefixStore:
+    """The prefixes of one executor, by split and chunk.
+
+    When memory is short, prefixes of other stages than the newcomer's go, the longest unused first. Those of its own
+    stage stay, and the newcomer is not kept: a stage visits its chunks in turns, and the longest unused would always be
+    the one that is needed next.
+
+    Args:
+        budget: bytes.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._entries: dict[Place, list[_Entry]] = {}
+        self._uses = 0
+        self.bytes = 0
+
+    def run(self, task: ChunkTask, vision_tokens: tuple[int, ...]) -> PrefixRun:
+        """The deepest prefix that the task can start from, and what it should keep.
+
+        Args:
+            vision_tokens: N of the chunk's samples.
+        """
+        plan = Plan.of(task.reduction.keep_rates, vision_tokens)
+        fitting = [entry for entry in self._entries.get(_place(task), []) if entry.prefix.fits(task.reduction, plan)]
+        best = max(fitting, key=lambda entry: entry.prefix.layer, default=None)
+        if best is not None:
+            self._uses += 1
+            best.used = self._uses
+        start = None if best is None else best.prefix
+        first = 0 if start is None else start.layer
+        capture = task.shared_layers if first < task.shared_layers < len(task.reduction.keep_rates) else None
+        return PrefixRun(task.reduction, start, capture)
+
+    def keep(self, task: ChunkTask, run: PrefixRun) -> None:
+        """Keep what the task's run captured, instead of the prefixes that lead to it, if memory allows."""
+        if run.captured is None:
+            return
+        prefix, place = run.captured.to(torch.device("cpu")), _place(task)
+        group = _group(task.split, prefix)
+        passed = [entry for entry in self._entries.get(place, []) if _leads_to(entry.prefix, prefix)]
+        needed = self.bytes + prefix.bytes - sum(entry.prefix.bytes for entry in passed) - self._budget
+        others = [] if needed <= 0 else self._others(group, passed)
+        if needed > sum(entry.prefix.bytes for _, entry in others):
+            return
+        for entry in passed:
+            self._drop(place, entry)
+        for other, entry in others:
+            if self.bytes + prefix.bytes > self._budget:
+                self._drop(other, entry)
+        self._uses += 1
+        self._entries.setdefault(place, []).append(_Entry(prefix, group, self._uses))
+        self.bytes += prefix.bytes
+
+    def _others(self, group: _Group, passed: list[_Entry]) -> list[tuple[Place, _Entry]]:
+        """What may go for a newcomer of this group beside what it passes, the longest unused first."""
+        found = [
+            (place, entry)
+            for place, entries in self._entries.items()
+            for entry in entries
+            if entry.group != group and entry not in passed
+        ]
+        return sorted(found, key=lambda pair: pair[1].used)
+
+    def _drop(self, place: Place, entry: _Entry) -> None:
+        self._entries[place] = [one for one in self._entries[place] if one is not entry]
+        self.bytes -= entry.prefix.bytes
+
+
+def default_budget() -> int:
+    """A quarter of the memory of this machine, in bytes."""
+    return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")) // 4
+
+
+def _place(task: ChunkTask) -> Place:
+    return task.split, task.chunk
+
+
+def _group(split: SplitName, prefix: Prefix) -> _Group:
+    reduction: Reduction = prefix.reduction
+    return _Group(split, reduction.keep_rates[: prefix.layer], (reduction.entry_rule, reduction.rule))
+
+
+def _leads_to(first: Prefix, second: Prefix) -> bool:
+    return (
+        first.layer <= second.layer
+        and same_rules(first.reduction, second.reduction)
+        and second.counts[: first.layer] == first.counts
+    )

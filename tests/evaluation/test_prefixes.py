@@ -1,0 +1,231 @@
+"""The prefix store changes no score and no logit, whatever it keeps, and spares the layers that it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+
+from scheduler_search.evaluation import LocalExecutor, scoring
+from scheduler_search.evaluation.prefixes import PrefixStore, default_budget
+from scheduler_search.rule import make_rule
+from scheduler_search.schedule.values import Reduction
+from scheduler_search.search import GSearch, Stage
+from scheduler_search.study.definition import StudyDefinition
+from scheduler_search.study.states import Decision
+from scheduler_search.study.values import ChunkTask
+from tests.evaluation.conftest import LAYERS
+
+Make = Callable[..., StudyDefinition]
+VISION_TOKENS = 64
+KEPT = (40, 12, 5)  # decided at layers 2, 3 and 4
+TRIED = (64, 40, 12, 5, 1, 0)
+LARGE = 1 << 30
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def stages() -> list[Stage]:
+    """Of a G-Search over every layer from the second."""
+    search = GSearch(layers=LAYERS, max_vision_tokens=VISION_TOKENS, first_layer=2, stride=1)
+    decisions: list[Decision] = []
+    found = []
+    for kept in KEPT:
+        stage = search.next_stage(decisions)
+        assert stage is not None
+        found.append(stage)
+        candidate = next(index for index, one in enumerate(stage.candidates) if one.value == kept / VISION_TOKENS)
+        rates = stage.candidates[candidate].keep_rates
+        decisions.append(
+            Decision(stage.index, stage.name, candidate, "keep_rate", kept / VISION_TOKENS, rates, score=0, objective=0)
+        )
+    return found
+
+
+def tasks_of(worker: LocalExecutor, rule: str, shared: bool = True) -> list[list[ChunkTask]]:
+    """The tasks of a search, by stage, in the order in which a search has them."""
+    chunks = worker.split("search").chunks
+    made = make_rule(rule, {"seed": 1} if rule == "random" else {})
+    return [
+        [
+            ChunkTask("search", chunk, Reduction(candidate.keep_rates, made), stage.shared_layers if shared else 0)
+            for kept in TRIED
+            for candidate in stage.candidates
+            if candidate.value == kept / VISION_TOKENS
+            for chunk in range(chunks)
+        ]
+        for stage in stages()
+    ]
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What every prefill gives."""
+    logits: list[torch.Tensor] = []
+    original = scoring.first_logits
+
+    def record(model: Any, arguments: dict[str, Any]) -> torch.Tensor:
+        logits.append(original(model, arguments))
+        return logits[-1]
+
+    monkeypatch.setattr(scoring, "first_logits", record)
+    return logits
+
+
+def results(worker: LocalExecutor, tasks: list[ChunkTask], logits: list[torch.Tensor]) -> Any:
+    """Scores of all samples, and the logits where there are any."""
+    logits.clear()
+    scores = [result.scores for result in worker.run(tasks)]
+    return scores, list(logits)
+
+
+def assert_same(first: Any, second: Any) -> None:
+    assert first[0] == second[0]
+    assert len(first[1]) == len(second[1])
+    assert all(torch.equal(one, other) for one, other in zip(first[1], second[1], strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [LARGE, 60_000, 30_000, 1], ids=["large", "some", "few", "none"])
+@pytest.mark.parametrize("rule", ["attention-rank", "random", "fastv"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_scores_and_logits_are_those_of_whole_runs(
+    definition: Make, recorded: list[torch.Tensor], attention: str, rule: str, memory: int
+) -> None:
+    study = definition(model={"attention": attention})
+    plain, stored = LocalExecutor(study, prefix_memory=0), LocalExecutor(study, prefix_memory=memory)
+    for tasks in tasks_of(plain, rule):
+        expected = results(plain, tasks, recorded)
+        assert expected[1]
+        assert_same(results(stored, tasks, recorded), expected)
+        assert stored._prefixes.bytes <= memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [LARGE, 100_000], ids=["large", "few"])
+def test_generation_too(
+    definition: Make, recorded: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    """Tokens, not scores alone, are the same."""
+    monkeypatch.setattr(scoring, "answer_mode", lambda *_: "generate")
+    original = scoring.predict
+
+    def predict(*arguments: Any) -> list[str]:
+        words = original(*arguments)
+        recorded.append(torch.tensor([hash(word) for word in words]))
+        return words
+
+    monkeypatch.setattr(scoring, "predict", predict)
+    study = definition(data={"max_new_tokens": 5})
+    plain, stored = LocalExecutor(study, prefix_memory=0), LocalExecutor(study, prefix_memory=memory)
+    for tasks in tasks_of(plain, "attention-rank"):
+        assert_same(results(stored, tasks, recorded), results(plain, tasks, recorded))
+    assert stored._prefixes.bytes > 0
+
+
+def layer_calls(worker: LocalExecutor, tasks: list[ChunkTask]) -> list[int]:
+    """How often each decoder layer ran."""
+    calls = [0] * LAYERS
+
+    def counter(layer: int) -> Any:
+        def add(*_: Any) -> None:
+            calls[layer] += 1
+
+        return add
+
+    layers = worker._load()[0].model.get_decoder().layers
+    hooks = [layer.self_attn.register_forward_hook(counter(index)) for index, layer in enumerate(layers)]
+    list(worker.run(tasks))
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def test_layers_in_front_of_a_stage_run_once(definition: Make) -> None:
+    worker = LocalExecutor(definition(), prefix_memory=LARGE)
+    chunks = worker.split("search").chunks
+    first, second, third = tasks_of(worker, "attention-rank")
+    assert layer_calls(worker, first) == [chunks, *[len(first)] * 3]
+    assert layer_calls(worker, second) == [0, chunks, *[len(second)] * 2]
+    assert layer_calls(worker, third) == [0, 0, chunks, len(third)]
+
+
+def test_one_prefix_per_chunk_is_kept(definition: Make) -> None:
+    worker = LocalExecutor(definition(), prefix_memory=LARGE)
+    for stage, tasks in enumerate(tasks_of(worker, "attention-rank"), start=1):
+        list(worker.run(tasks))
+        kept = [[entry.prefix.layer for entry in entries] for entries in worker._prefixes._entries.values()]
+        assert kept == [[stage]] * worker.split("search").chunks
+
+
+def test_the_nearest_prefix_that_is_left_serves(definition: Make) -> None:
+    """A stage that never ran here, as after a kill, starts from what there is."""
+    worker = LocalExecutor(definition(), prefix_memory=LARGE)
+    chunks = worker.split("search").chunks
+    first, _, third = tasks_of(worker, "attention-rank")
+    list(worker.run(first))
+    assert layer_calls(worker, third) == [0, chunks, chunks, len(third)]
+
+
+def test_memory_for_one_chunk_serves_that_chunk(definition: Make) -> None:
+    """The others do not push it out: they take turns, so that it would always be the next one that is missing."""
+    worker = LocalExecutor(definition(), prefix_memory=LARGE)
+    first = tasks_of(worker, "attention-rank")[0]
+    list(worker.run(first))
+    sizes = [entry.prefix.bytes for entries in worker._prefixes._entries.values() for entry in entries]
+    small = LocalExecutor(definition(), prefix_memory=max(sizes))
+    assert layer_calls(small, first)[0] == len(first) - (len(TRIED) - 1)
+    assert 0 < small._prefixes.bytes <= max(sizes)
+
+
+def test_prefixes_of_another_stage_go_first(definition: Make) -> None:
+    large = LocalExecutor(definition(), prefix_memory=LARGE)
+    first, second, _ = tasks_of(large, "attention-rank")
+    list(large.run(first))
+    sizes = [entry.prefix.bytes for entries in large._prefixes._entries.values() for entry in entries]
+    small = LocalExecutor(definition(), prefix_memory=max(sizes))
+    for tasks, place in ((first, 0), (second[1::2], 1)):
+        list(small.run(tasks))
+        assert [chunk for (_, chunk), entries in small._prefixes._entries.items() if entries] == [place]
+
+
+def test_a_hint_is_not_needed_and_a_wrong_one_does_no_harm(definition: Make, recorded: list[torch.Tensor]) -> None:
+    worker = LocalExecutor(definition(), prefix_memory=LARGE)
+    plain = LocalExecutor(definition(), prefix_memory=0)
+    tasks = [task for stage in tasks_of(plain, "attention-rank", shared=False) for task in stage][::5]
+    expected = results(plain, tasks, recorded)
+    hints = (0, 1, 2, 3, LAYERS, LAYERS + 7)
+    hinted = [
+        ChunkTask("search", task.chunk, task.reduction, hint) for task, hint in zip(tasks, _cycle(hints), strict=False)
+    ]
+    assert hinted == tasks
+    assert_same(results(worker, hinted, recorded), expected)
+    assert_same(results(worker, hinted[::-1], recorded), (expected[0][::-1], expected[1][::-1]))
+    stored = worker._prefixes.bytes
+    list(worker.run(tasks))
+    assert worker._prefixes.bytes == stored
+
+
+def _cycle(values: tuple[int, ...]) -> Iterator[int]:
+    return (values[index % len(values)] for index in count())
+
+
+def test_closing_lets_prefixes_go(definition: Make) -> None:
+    worker = LocalExecutor(definition())
+    list(worker.run(tasks_of(worker, "attention-rank")[0]))
+    assert worker._prefixes.bytes > 0
+    worker.close()
+    assert worker._prefixes.bytes == 0
+
+
+def test_the_default_budget_is_a_share_of_this_machine() -> None:
+    assert 1 << 26 < default_budget() < 1 << 45
+    assert PrefixStore(default_budget()).bytes == 0
