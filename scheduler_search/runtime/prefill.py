@@ -97,7 +97,7 @@ class Prefill:
     def enter_layer(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> LayerArguments | None:
         """Reduce in front of a layer (0-based) and cut its arguments to the tokens left; None to change nothing."""
         cache = arguments.get("past_key_values")
-        if layer == 0 and self.plan.reduces:
+        if layer == 0:
             prepare_cache(cache, len(self.plan.counts))
         if self.prefix is not None:
             if layer < self.prefix.first:

@@ -175,6 +175,15 @@ def test_the_nearest_prefix_that_is_left_serves(definition: Make) -> None:
     assert layer_calls(worker, third) == [0, chunks, chunks, len(third)]
 
 
+def test_of_several_prefixes_the_deepest_serves(definition: Make) -> None:
+    worker = LocalExecutor(definition(), prefix_memory=LARGE)
+    first, _, third = tasks_of(worker, "attention-rank")
+    list(worker.run(third))
+    list(worker.run(first))
+    assert [[entry.prefix.layer for entry in entries] for entries in worker._prefixes._entries.values()] == [[3, 1]] * 2
+    assert layer_calls(worker, third) == [0, 0, 0, len(third)]
+
+
 def test_memory_for_one_chunk_serves_that_chunk(definition: Make) -> None:
     """The others do not push it out: they take turns, so that it would always be the next one that is missing."""
     worker = LocalExecutor(definition(), prefix_memory=LARGE)

@@ -1,5 +1,6 @@
 """A pass that starts from a prefix gives, bit for bit, the logits, scores and tokens of the whole pass."""
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -132,6 +133,43 @@ def test_layers_in_front_of_the_prefix_do_not_run(model_of):
     assert calls == list(range(3, LAYERS))
 
 
+def test_the_report_is_that_of_the_whole_pass(model_of):
+    model, inputs = model_of("llama"), tiny.batch()
+    with apply_reduction(model, reduction()) as handle:
+        model(**inputs)
+        expected = handle.report()
+    with apply_prefix(model, PrefixRun(reduction(), captured(model, inputs, use_cache=True))) as handle:
+        model(**inputs)
+        assert handle.report() == expected
+
+
+def test_other_threads_run_whole(model_of):
+    """While one thread is in a pass that starts from a prefix, the layers of another are all there."""
+    model, inputs = model_of("llama"), tiny.batch("single")
+    expected = model(**inputs, use_cache=False).logits
+    start, found = captured(model, inputs), []
+    layer = model.get_decoder().layers[0]
+
+    def other() -> None:
+        with torch.no_grad():
+            hidden = model.get_input_embeddings()(inputs["input_ids"])
+            found.append(layer(hidden, position_embeddings=model.get_decoder().rotary_emb(hidden, positions)))
+
+    positions = torch.arange(inputs["input_ids"].shape[1])[None]
+    other()
+
+    def beside(*_: Any) -> None:
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+
+    hook = model.get_decoder().layers[3].register_forward_pre_hook(beside)
+    resumed(model, inputs, PrefixRun(reduction(), start), use_cache=False)
+    hook.remove()
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(model(**inputs, use_cache=False).logits, expected)
+
+
 def state_of(model: Any) -> list[Any]:
     parts = [
         (sorted(vars(module)), len(module._forward_hooks), len(module._forward_pre_hooks)) for module in model.modules()
@@ -186,20 +224,21 @@ def test_two_at_once_are_refused(model_of):
 
 
 OTHERS = {
-    "counts": (reduction((1.0, 1.0, 0.6)), "padded", False),
-    "rule": (reduction(rule="random", seed=1), "padded", False),
-    "prompt": (reduction(), "equal", False),
-    "cache": (reduction(), "padded", True),
+    "counts": (reduction((1.0, 1.0, 0.6)), tiny.batch(), False),
+    "rule": (reduction(rule="random", seed=1), tiny.batch(), False),
+    "prompt": (reduction(), tiny.batch(seed=1), False),
+    "shape": (reduction(), tiny.batch("equal"), False),
+    "cache": (reduction(), tiny.batch(), True),
 }
 
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_a_prefix_of_another_pass_is_refused(model_of, case):
     model = model_of("llama")
-    applied, batch, use_cache = OTHERS[case]
-    start = captured(model, tiny.batch("padded"))
+    applied, inputs, use_cache = OTHERS[case]
+    start = captured(model, tiny.batch())
     with pytest.raises(UnsupportedError, match=r"a prefix must be of the same prompt|kept with one"):
-        resumed(model, tiny.batch(batch), PrefixRun(applied, start), use_cache)
+        resumed(model, inputs, PrefixRun(applied, start), use_cache)
 
 
 def test_with_a_cache_an_unreduced_prompt_is_refused(model_of):
