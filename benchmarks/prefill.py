@@ -50,7 +50,7 @@ COLUMNS = (
     "peak MB",
 )
 MEAN_KEEP = (0.340, 0.171)  # seed 003, Table 8 (G-Search) and Table 9 (P-Sigmoid) on LLaVA-1.5-7B
-K = 0.25
+K = 1.0
 GOAL_CPU, GOAL_GPU = 0.93, 0.95
 IDLE_COST = 0.02
 

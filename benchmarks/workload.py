@@ -40,7 +40,7 @@ class Shape:
 
 
 SHAPES = {
-    "cpu": Shape(512, 8, 1376, 4008, (1, 2), "float32", "cpu"),  # widths of LLaVA-1.5-7B over 8, heads of 64
+    "cpu": Shape(1024, 16, 2752, 4008, (1, 2), "float32", "cpu"),  # widths of LLaVA-1.5-7B over 4, heads of 64
     "llava-1.5-7b": Shape(4096, 32, 11008, 32064, (1, 4, 16), "bfloat16", "cuda"),
 }
 

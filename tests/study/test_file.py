@@ -161,7 +161,12 @@ def test_a_wrong_value_is_named(tmp_path: Path, addition: str, place: str, messa
         ('source = "testbed"', 'source = "jsonl"', "[data] search", 'source = "jsonl" needs a path'),
         ('id = "testbed:tiny-llava"', 'id = ""', "[model] id", "at least 1 character"),
         ('id = "testbed', 'dtype = "fp16"\nid = "testbed', "[model] dtype", "'bfloat16' or 'float16'"),
-        ('id = "testbed', 'attention = "flash"\nid = "testbed', "[model] attention", "'sdpa', 'eager' or 'flash_attention_2'"),
+        (
+            'id = "testbed',
+            'attention = "flash"\nid = "testbed',
+            "[model] attention",
+            "'sdpa', 'eager' or 'flash_attention_2'",
+        ),
         ('id = "testbed', 'device = "gpu"\nid = "testbed', "[model] device", "must match pattern"),
         ('id = "testbed', 'prompt = "hello"\nid = "testbed', "[model] prompt", "or contain {question}"),
         ('id = "testbed', 'trust_remote_code = 1\nid = "testbed', "[model] trust_remote_code", "valid boolean"),
