@@ -15,6 +15,7 @@ from scheduler_search.study.states import StudyState
 
 if TYPE_CHECKING:
     from scheduler_search.evaluation import LocalExecutor
+    from scheduler_search.search import Algorithm
     from scheduler_search.storage import StudyDatabase
     from scheduler_search.study.states import StudyRecord
 
@@ -32,9 +33,9 @@ def launch_study(url: str, study_file: Path) -> None:
     if database_exists(url):
         with StudyDatabase.open(url, create=False) as database:
             database.check_definition(definition)
-    executor = prepare(definition)
+    executor, algorithm = prepare(definition)
     with StudyDatabase.open(url) as database:
-        _run(database, database.add_study(definition), executor)
+        _run(database, database.add_study(definition), executor, algorithm)
 
 
 def resume_study(url: str, name: str) -> None:
@@ -50,11 +51,11 @@ def resume_study(url: str, name: str) -> None:
         if study.state is StudyState.FINISHED:
             _print_finished(study)
         else:
-            _run(database, study, prepare(study.definition))
+            _run(database, study, *prepare(study.definition))
 
 
-def prepare(definition: StudyDefinition) -> LocalExecutor:
-    """An executor whose model is loaded and whose splits are read and checked, with a search that can begin."""
+def prepare(definition: StudyDefinition) -> tuple[LocalExecutor, Algorithm]:
+    """An executor whose model is loaded and whose splits are read and checked, and a search that can begin."""
     from scheduler_search.coordinator import make_algorithm
     from scheduler_search.evaluation import LocalExecutor
 
@@ -63,21 +64,21 @@ def prepare(definition: StudyDefinition) -> LocalExecutor:
         executor.model()
         for name in definition.data.splits:
             executor.split(name)
-        make_algorithm(definition, executor).next_stage([])
-    return executor
+        algorithm = make_algorithm(definition, executor)
+        algorithm.next_stage([])
+    return executor, algorithm
 
 
-def _run(database: StudyDatabase, study: StudyRecord, executor: LocalExecutor) -> None:
-    from scheduler_search.coordinator import make_algorithm, run_study
+def _run(database: StudyDatabase, study: StudyRecord, executor: LocalExecutor, algorithm: Algorithm) -> None:
+    from scheduler_search.coordinator import run_study
 
     if study.state is StudyState.FINISHED:
         _print_finished(study)
         return
     console = Console()
-    algorithm = make_algorithm(study.definition, executor)
     try:
         with watch(console, study.name, algorithm.stages) as listener:
-            reduction = run_study(database, study, executor, listener)
+            reduction = run_study(database, study, executor, listener, algorithm=algorithm)
     except KeyboardInterrupt:
         console.print(f"interrupted; nothing is lost. Go on with: scheduler-search resume {study.name}")
         raise typer.Exit(130) from None

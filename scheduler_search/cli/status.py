@@ -61,7 +61,7 @@ def _stage(database: StudyDatabase, stage: StageRecord) -> dict[str, object]:
     decision = stage.decision
     return {
         "name": stage.name,
-        "trials": sum(trial.state == "complete" for trial in trials),
+        "trials": sum(trial.finished for trial in trials),
         "best_objective": max((trial.objective for trial in trials if trial.objective is not None), default=None),
         "decision": None
         if decision is None

@@ -46,7 +46,7 @@ class Evaluations:
 
     def _record(self, split: SplitDescription, reduction: Reduction) -> int:
         return self._database.evaluation(
-            key=evaluation_key(split.context_digest, reduction, split.vision_tokens),
+            key=self.key(split.name, reduction),
             split=split.name,
             split_digest=split.digest,
             reduction=reduction,

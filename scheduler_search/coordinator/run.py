@@ -29,15 +29,23 @@ def make_algorithm(definition: StudyDefinition, executor: Executor) -> Algorithm
 
 
 def run_study(
-    database: StudyDatabase, study: StudyRecord, executor: Executor, listener: Listener = ignore
+    database: StudyDatabase,
+    study: StudyRecord,
+    executor: Executor,
+    listener: Listener = ignore,
+    *,
+    algorithm: Algorithm | None = None,
 ) -> Reduction:
     """Run a study to its end, or on from where it stopped, and return the searched reduction.
+
+    Args:
+        algorithm: the study's, where the caller has made it already: it remembers the candidates it has laid out.
 
     Raises:
         SchedulerSearchError: the study is marked failed with the message; it can be resumed.
         KeyboardInterrupt: the study is marked interrupted; it can be resumed.
     """
-    algorithm = make_algorithm(study.definition, executor)
+    algorithm = algorithm or make_algorithm(study.definition, executor)
     with _recorded_state(database, study), _quiet_optuna():
         decisions = _run_stages(database, study, executor, algorithm, listener)
     return Reduction(algorithm.final(decisions), study.definition.resolved_rule)

@@ -48,7 +48,7 @@ class StageRunner:
     def run(self) -> Decision:
         """Run the trials that are missing and record the decision."""
         trials = {trial.number: trial for trial in self._database.trials(self._record)}
-        finished = sum(trial.state == "complete" for trial in trials.values())
+        finished = sum(trial.finished for trial in trials.values())
         self._listener(StageStarted(self._stage.name, self._stage.parameter, self._stage.trials, finished))
         for number in range(self._stage.trials):
             self._observations.append(self._run_trial(number, trials.get(number)))
@@ -67,12 +67,12 @@ class StageRunner:
                 place=f"stage {self._stage.name!r}, trial {number}",
                 remedy="the database was edited, or written by another version of the software",
             )
-        if recorded is not None and recorded.state == "complete":
+        if recorded is not None and recorded.finished:
             observation = _recorded_observation(recorded)
         else:
             observation = self._observe(number, candidate)
         self._optuna.tell(asked, observation)
-        if recorded is None or recorded.state != "complete":
+        if recorded is None or not recorded.finished:
             self._report(number, observation)
         return observation
 
