@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from scheduler_search.schedule.cost import ModelShape, mean_prefill_flops
+from scheduler_search.schedule.cost import ModelShape, SplitCost, mean_prefill_flops
 from scheduler_search.schedule.families import step, uniform
 from scheduler_search.search.g_search import GSearch
 from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
-from scheduler_search.search.stage import Stage
+from scheduler_search.search.stage import Effort, Stage
 from scheduler_search.study.definition import StudyDefinition
-from scheduler_search.study.sections import FlopsBudget, ScheduleBudget, SearchSection
+from scheduler_search.study.search_section import FlopsBudget, ScheduleBudget, SearchSection
 from scheduler_search.study.states import Decision
 from scheduler_search.study.values import SplitDescription
 
@@ -53,9 +53,10 @@ def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, s
             max_vision_tokens=max(split.vision_tokens),
             first_layer=search.first_layer,
             stride=search.stride,
-            penalty=search.penalty,
-            initial=search.initial,
-            iterations=search.iterations,
+            cost=SplitCost(shape, split.vision_tokens, split.text_tokens),
+            penalty=search.penalty_value,
+            penalty_unit=search.penalty_unit,
+            effort=_effort(search),
         )
     return PSigmoid(
         layers=layers,
@@ -64,8 +65,19 @@ def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, s
         shape=shape,
         vision_tokens=split.vision_tokens,
         text_tokens=split.text_tokens,
+        effort=_effort(search),
+    )
+
+
+def _effort(search: SearchSection) -> Effort:
+    return Effort(
         initial=search.initial,
         iterations=search.iterations,
+        tolerance=search.tolerance,
+        batch=search.batch,
+        race_delta=search.race_delta,
+        race_margin=search.race_margin,
+        faithful=search.faithful,
     )
 
 

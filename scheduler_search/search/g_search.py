@@ -6,13 +6,16 @@ are tried.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from scheduler_search.errors import SearchError
 from scheduler_search.schedule.families import free
-from scheduler_search.search.stage import Candidate, Stage
+from scheduler_search.search.stage import Candidate, Effort, Stage
 from scheduler_search.study.states import Decision
+
+_TERA = 1e12
 
 
 @dataclass(frozen=True)
@@ -23,24 +26,26 @@ class GSearch:
     with the earlier decisions fixed and all later layers holding r. The anchor of a stage is r_prev, whose score is
     known from the stage before; the best observed objective is therefore at least that of r_prev, and over all stages
     the score on the search split falls by at most ``penalty``: each stage loses at most penalty * (r_prev - r), and
-    the sum telescopes.
+    the sum telescopes. A penalty per TFLOP telescopes likewise: the score falls by at most penalty * (TFLOPs saved).
 
     Args:
         layers: L, decoder layers.
         max_vision_tokens: M, the largest number of vision tokens of a sample of the search split.
+        cost: mean prefill FLOPs over the search split, of keep rates.
         first_layer: first searched layer, 1-based.
         penalty: lambda of seed 003, equation 2.
-        initial: uniform trials per stage, the anchor not counted.
-        iterations: T, trials of expected improvement per stage.
+        penalty_unit: what lambda is per: a keep rate of 1 at the layer (seed 003), or a TFLOP of the whole prefill.
+        effort: of a stage; the anchor does not count as one of ``effort.initial``.
     """
 
     layers: int
     max_vision_tokens: int
+    cost: Callable[[Sequence[float]], float] = field(compare=False)
     first_layer: int = 3
     stride: int = 3
     penalty: float = 0.01
-    initial: int = 10
-    iterations: int = 20
+    penalty_unit: Literal["keep-rate", "tflop"] = "keep-rate"
+    effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no search."""
@@ -72,20 +77,22 @@ class GSearch:
             index=len(decisions),
             name=f"layer-{searched[len(decisions)]:02d}",
             parameter="keep_rate",
-            candidates=tuple(self._candidate(decisions, count, previous) for count in range(previous + 1)),
+            candidates=tuple(self._candidate(decisions, count) for count in range(previous + 1)),
             anchor=previous,
-            initial=self.initial,
-            iterations=self.iterations,
+            effort=self.effort,
         )
 
     def final(self, decisions: Sequence[Decision]) -> tuple[float, ...]:
         """Keep rates of all layers; 1.0 before the first decision, the last decided rate after the last."""
         return self._rates([decision.value for decision in decisions])
 
-    def _candidate(self, decisions: Sequence[Decision], count: int, previous: int) -> Candidate:
+    def _candidate(self, decisions: Sequence[Decision], count: int) -> Candidate:
         rate = count / self.max_vision_tokens
-        values = [*(decision.value for decision in decisions), rate]
-        return Candidate(rate, self._rates(values), self.penalty * rate, count / previous)
+        rates = self._rates([*(decision.value for decision in decisions), rate])
+        flops = self.cost(rates)
+        penalty = self.penalty * (rate if self.penalty_unit == "keep-rate" else flops / _TERA)
+        depth = self.searched_layers[len(decisions)] / self.layers
+        return Candidate(rate, rates, penalty, (rate, depth), flops)
 
     def _rates(self, values: Sequence[float]) -> tuple[float, ...]:
         return free(self.layers, dict(zip(self.searched_layers, values, strict=False)))

@@ -24,10 +24,13 @@ class Observation:
 
     Args:
         candidate: position in ``Stage.candidates``.
-        score: mean score over the samples.
-        difference: mean of the paired differences to the anchor on the same samples.
-        variance: of that mean difference (sample variance / n).
+        score: mean score over the split. Where a race stopped the trial, an estimate: the anchor's mean score plus the
+            mean difference over the samples that were read.
+        difference: mean of the paired differences to the anchor on the samples that were read.
+        variance: of that mean difference (sample variance / ``samples``).
         objective: score - penalty, what the stage maximises (seed 003, equation 2).
+        samples: that were read.
+        total: samples of the split.
     """
 
     candidate: int
@@ -35,32 +38,63 @@ class Observation:
     difference: float
     variance: float
     objective: float
+    samples: int
+    total: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample of the split was read; only such a trial can be decided on."""
+        return self.samples == self.total
+
+    @property
+    def sampling_variance(self) -> float:
+        """Variance of ``difference`` as an estimate of that over the whole split: 0 once all of it was read.
+
+        Samples are read in random order without replacement, hence the finite-population factor.
+        """
+        return self.variance * (1 - self.samples / self.total)
+
+
+@dataclass(frozen=True)
+class Explored:
+    """A stage that is decided, with what was observed in it, in the order of its trials."""
+
+    stage: Stage
+    observations: tuple[Observation, ...]
 
 
 def observe(stage: Stage, candidate: int, scores: Sequence[float], anchor_scores: Sequence[float]) -> Observation:
     """Summarise the scores of a candidate against those of the anchor on the same samples, in the same order.
+
+    Args:
+        scores: of all samples, or of the first ones where a race stopped the trial.
+        anchor_scores: of all samples.
 
     Sums are correctly rounded (``math.fsum``), so that the order and the grouping of samples change nothing. A single
     sample has no sample variance; 1, the largest that scores in [0, 1] allow, stands in unless the candidate is the
     anchor itself.
 
     Raises:
-        SearchError: no scores, or not the same number of both.
+        SearchError: no scores, or more than the anchor has.
     """
-    if not scores or len(scores) != len(anchor_scores):
+    if not scores or len(scores) > len(anchor_scores):
         raise SearchError(
             "a candidate and its anchor need the same samples, at least one",
             actual=f"{len(scores)} and {len(anchor_scores)} scores",
             place=stage.name,
         )
-    differences = [score - anchor for score, anchor in zip(scores, anchor_scores, strict=True)]
-    score = math.fsum(scores) / len(scores)
+    differences = [score - anchor for score, anchor in zip(scores, anchor_scores, strict=False)]
+    difference = math.fsum(differences) / len(differences)
+    whole = scores if len(scores) == len(anchor_scores) else [*anchor_scores, len(anchor_scores) * difference]
+    score = math.fsum(whole) / len(anchor_scores)
     return Observation(
         candidate=candidate,
         score=score,
-        difference=math.fsum(differences) / len(differences),
+        difference=difference,
         variance=0.0 if candidate == stage.anchor else _variance_of_mean(differences),
         objective=score - stage.candidates[candidate].penalty,
+        samples=len(scores),
+        total=len(anchor_scores),
     )
 
 
@@ -76,13 +110,9 @@ def decide(stage: Stage, observations: Sequence[Observation]) -> Decision:
     """Decide on the best observed objective (seed 003, equation 1 and Algorithm 1); ties go to the preferred candidate.
 
     Raises:
-        SearchError: there are no observations.
+        SearchError: there is no complete observation.
     """
-    if not observations:
-        raise SearchError("a decision needs at least one observation", place=stage.name)
-    top = max(observation.objective for observation in observations)
-    ties = [observation for observation in observations if observation.objective >= top - TIE]
-    best = min(ties, key=lambda observation: observation.candidate)
+    best = incumbent(stage, observations)
     candidate = stage.candidates[best.candidate]
     return Decision(
         stage=stage.index,
@@ -94,3 +124,17 @@ def decide(stage: Stage, observations: Sequence[Observation]) -> Decision:
         score=best.score,
         objective=best.objective,
     )
+
+
+def incumbent(stage: Stage, observations: Sequence[Observation]) -> Observation:
+    """The complete observation that the stage would decide on if it ended now.
+
+    Raises:
+        SearchError: there is none.
+    """
+    complete = [observation for observation in observations if observation.complete]
+    if not complete:
+        raise SearchError("a decision needs at least one candidate that was scored on every sample", place=stage.name)
+    top = max(observation.objective for observation in complete)
+    ties = [observation for observation in complete if observation.objective >= top - TIE]
+    return min(ties, key=lambda observation: observation.candidate)

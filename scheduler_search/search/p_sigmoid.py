@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from scheduler_search.errors import SearchError
@@ -16,7 +16,7 @@ from scheduler_search.schedule.budget import sigmoid_rates_for_flops
 from scheduler_search.schedule.cost import ModelShape, SplitCost
 from scheduler_search.schedule.counts import keep_counts
 from scheduler_search.schedule.families import sigmoid
-from scheduler_search.search.stage import Candidate, Stage
+from scheduler_search.search.stage import Candidate, Effort, Stage
 from scheduler_search.study.states import Decision
 
 GRID = 257
@@ -55,8 +55,7 @@ class PSigmoid:
         shape: of the model, for FLOPs.
         vision_tokens: N of every sample of the search split.
         text_tokens: prompt tokens that are not vision tokens, of every sample.
-        initial: uniform trials, the anchor counted.
-        iterations: T, trials of expected improvement.
+        effort: of the stage; the anchor counts as one of ``effort.initial``.
     """
 
     layers: int
@@ -65,8 +64,7 @@ class PSigmoid:
     shape: ModelShape
     vision_tokens: tuple[int, ...]
     text_tokens: tuple[int, ...]
-    initial: int = 10
-    iterations: int = 20
+    effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
         """Refuse a split without vision tokens: every k would be the same schedule."""
@@ -99,8 +97,7 @@ class PSigmoid:
             parameter="k",
             candidates=candidates,
             anchor=next(index for index, candidate in enumerate(candidates) if candidate.value == 0.0),
-            initial=max(self.initial - 1, 0),
-            iterations=self.iterations,
+            effort=replace(self.effort, initial=max(self.effort.initial - 1, 0)),
         )
 
     def _candidates(self) -> tuple[Candidate, ...]:
@@ -110,8 +107,10 @@ class PSigmoid:
         for k in _grid(steepest):
             rates = self._rates(k)
             feature = math.log1p(k) / math.log1p(steepest) if steepest else 0.0
-            distinct.setdefault(self._counts(rates), Candidate(k, rates, 0.0, min(feature, 1.0)))
-        return tuple(sorted(distinct.values(), key=lambda candidate: (cost(candidate.keep_rates), candidate.value)))
+            counts = self._counts(rates)
+            if counts not in distinct:
+                distinct[counts] = Candidate(k, rates, 0.0, (min(feature, 1.0),), cost(rates))
+        return tuple(sorted(distinct.values(), key=lambda candidate: (candidate.flops, candidate.value)))
 
     def _steepest(self) -> float:
         """The smallest k found, by halving and bisection, from which on the counts are those of the limit."""

@@ -27,13 +27,46 @@ class Candidate:
         value: the keep rate r of G-Search, or the steepness k of P-Sigmoid.
         keep_rates: what is evaluated, one rate per decoder layer.
         penalty: what the objective subtracts from the mean score: lambda * r (seed 003, equation 2), 0 for P-Sigmoid.
-        feature: the coordinate of the surrogate model, in [0, 1].
+        features: coordinates of the surrogate model, each in [0, 1], with the same meaning in all stages of a study.
+        flops: mean prefill FLOPs over the search split.
     """
 
     value: float
     keep_rates: tuple[float, ...]
     penalty: float
-    feature: float
+    features: tuple[float, ...]
+    flops: float
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a stage may spend, and when it may spend less.
+
+    Args:
+        initial: trials that follow the anchor and need no model.
+        iterations: trials of expected improvement that follow those (T in seed 003, Algorithm 1); at most so many.
+        tolerance: the stage ends where no candidate is expected to improve the objective by as much; 0 to run all.
+        batch: candidates that are asked for together.
+        race_delta: error probability of all races of the stage together (``race``); 0 to evaluate all in full.
+        race_margin: by how much a candidate must promise to beat the incumbent to go on in its race.
+        faithful: exactly the procedure of seed 003, for the surrogate too.
+    """
+
+    initial: int = 10
+    iterations: int = 20
+    tolerance: float = 0.0
+    batch: int = 1
+    race_delta: float = 0.0
+    race_margin: float = 0.0
+    faithful: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of trials that make no stage."""
+        if self.initial < 0 or self.iterations < 0:
+            actual = f"{self.initial} and {self.iterations}"
+            raise SearchError("initial and iterations must not be negative", actual=actual)
+        if self.batch < 1:
+            raise SearchError("a batch must hold at least one candidate", actual=self.batch)
 
 
 @dataclass(frozen=True)
@@ -43,38 +76,30 @@ class Stage:
     Args:
         index: position of the stage in its study, from 0.
         name: ``layer-03`` or ``sigmoid-k``; unique within a study.
-        parameter: ``keep_rate`` or ``k``: what a candidate's value stands for.
+        parameter: what a candidate's value stands for: ``keep_rate``, ``k``, or ``budget`` of the frontier.
         candidates: in order of preference; of two equal objectives the earlier candidate wins.
         anchor: position of the candidate of trial 0.
-        initial: uniform trials that follow the anchor.
-        iterations: trials of expected improvement that follow those (T in seed 003, Algorithm 1).
+        effort: that the choice is worth.
     """
 
     index: int
     name: str
-    parameter: Literal["keep_rate", "k"]
+    parameter: Literal["keep_rate", "k", "budget"]
     candidates: tuple[Candidate, ...]
     anchor: int
-    initial: int
-    iterations: int
+    effort: Effort
 
     def __post_init__(self) -> None:
-        """Refuse a stage without candidates, an anchor outside of them, and negative numbers of trials."""
+        """Refuse a stage without candidates, and an anchor outside of them."""
         if not 0 <= self.anchor < len(self.candidates):
             raise SearchError(
                 f"the anchor must be one of {len(self.candidates)} candidates", actual=self.anchor, place=self.name
             )
-        if self.initial < 0 or self.iterations < 0:
-            raise SearchError(
-                "initial and iterations must not be negative",
-                actual=f"{self.initial} and {self.iterations}",
-                place=self.name,
-            )
 
     @property
     def trials(self) -> int:
-        """Number of trials, the anchor's included; never more than there are candidates."""
-        return min(len(self.candidates), 1 + self.initial + self.iterations)
+        """Number of trials at most, the anchor's included; never more than there are candidates."""
+        return min(len(self.candidates), 1 + self.effort.initial + self.effort.iterations)
 
     @property
     def enumerated(self) -> bool:
@@ -99,6 +124,6 @@ class Stage:
             "name": self.name,
             "parameter": self.parameter,
             "anchor": self.anchor,
-            "candidates": [[one.value, list(one.keep_rates), one.penalty, one.feature] for one in self.candidates],
+            "candidates": [[one.value, list(one.keep_rates), one.penalty, one.features] for one in self.candidates],
         }
         return digest_of(value)

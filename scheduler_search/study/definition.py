@@ -14,15 +14,9 @@ from scheduler_search.errors import RuleError
 from scheduler_search.rule import Rule
 from scheduler_search.schedule.canonical import canonical_json, digest_of
 from scheduler_search.study.faults import study_file_error
-from scheduler_search.study.sections import (
-    DataSection,
-    ModelSection,
-    RuleSection,
-    SearchSection,
-    Section,
-    Seed,
-    WorkersSection,
-)
+from scheduler_search.study.search_section import SearchSection
+from scheduler_search.study.section import Section
+from scheduler_search.study.sections import DataSection, ModelSection, RuleSection, Seed, WorkersSection
 
 
 class StudyDefinition(Section):

@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 
 from scheduler_search.errors import RuleError, StudyFileError
 
-# What pydantic puts into a location to say which form of the budget it tried.
-_TAGS = frozenset({"rate", "FlopsBudget", "ScheduleBudget"})
+# What pydantic puts into a location to say which form of a value it tried.
+_TAGS = frozenset({"plain", "FlopsBudget", "ScheduleBudget", "FlopsPenalty", "WeightedObjective"})
 
 
 def study_file_error(error: ValidationError | RuleError, model: type[BaseModel], place: str) -> StudyFileError:

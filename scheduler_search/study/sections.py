@@ -1,7 +1,8 @@
 """The sections of a study file as frozen values.
 
-Knows: every key below a section, its type, range, default, and which keys exclude each other. Does not know: the file
-(``file``), how pydantic's complaints are worded for people (``faults``), or whether a path or a model exists.
+Knows: every key below a section, its type, range, default, and which keys exclude each other (those of ``[search]``
+are in ``search_section``). Does not know: the file (``file``), how pydantic's complaints are worded for people
+(``faults``), or whether a path or a model exists.
 """
 
 from __future__ import annotations
@@ -11,44 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from scheduler_search.errors import RuleError
 from scheduler_search.rule import ParameterValue, Rule, declaration_of, make_rule
+from scheduler_search.study.section import Positive, Section, broken
 from scheduler_search.study.values import SplitName
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(min_length=1)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Frozen, strict (no value is converted but an integer to a float), without unknown keys, NaN or infinities."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        hide_input_in_errors=True,
-    )
-
-
-def _broken(rule: str, *, key: str | None = None, actual: str | None = None, remedy: str | None = None) -> Exception:
-    """An error that ``faults`` turns into a StudyFileError; ``key`` is below the section that raises it."""
-    context = {"rule": rule, "key": key, "actual": actual, "remedy": remedy}
-    return PydanticCustomError("study_rule", "{rule}", context)
 
 
 class ModelSection(Section):
@@ -66,7 +38,7 @@ class ModelSection(Section):
     @classmethod
     def _has_a_place_for_the_question(cls, prompt: str) -> str:
         if prompt != "auto" and "{question}" not in prompt:
-            raise _broken('prompt must be "auto" (the chat template of the processor) or contain {question}')
+            raise broken('prompt must be "auto" (the chat template of the processor) or contain {question}')
         return prompt
 
 
@@ -124,15 +96,13 @@ class DataSection(Section):
         keys = [key for key in ("path", "images") if getattr(self, key) is not None]
         keys += [f"{name}.path" for name, split in self.splits.items() if split.path is not None]
         for key in keys:
-            raise _broken(
-                'source = "testbed" makes its own samples and takes no path', key=key, remedy="remove the key"
-            )
+            raise broken('source = "testbed" makes its own samples and takes no path', key=key, remedy="remove the key")
 
     def _require_paths(self) -> None:
         for name in self.splits:
             if self.split_path(name) is None:
                 remedy = "give path in [data], or in every split"
-                raise _broken(f'source = "{self.source}" needs a path', key=name, remedy=remedy)
+                raise broken(f'source = "{self.source}" needs a path', key=name, remedy=remedy)
 
     def _refuse_shared_paths(self) -> None:
         """Splits that all draw from ``[data] path`` are cut apart by image; a file named for a split is read whole."""
@@ -142,7 +112,7 @@ class DataSection(Section):
             other = seen.setdefault(path, name)
             if other != name and (self.splits[other].path is not None or self.splits[name].path is not None):
                 remedy = "name another file, or give the file once as path of [data] to have it split by image"
-                raise _broken(f"{other} and {name} must not share data", key=f"{name}.path", actual=path, remedy=remedy)
+                raise broken(f"{other} and {name} must not share data", key=f"{name}.path", actual=path, remedy=remedy)
 
 
 class RuleSection(Section):
@@ -159,7 +129,7 @@ class RuleSection(Section):
         given = {str(key): value for key, value in data.items() if key != "name"}
         for key, value in given.items():
             if not isinstance(value, str | int | float):
-                raise _broken("a rule parameter must be a string, a number or a boolean", key=key, actual=repr(value))
+                raise broken("a rule parameter must be a string, a number or a boolean", key=key, actual=repr(value))
         name = {"name": data["name"]} if "name" in data else {}
         return {**name, "parameters": tuple(sorted(given.items()))}
 
@@ -184,82 +154,6 @@ class RuleSection(Section):
         if any(parameter.name == "seed" for parameter in declaration_of(self.name).parameters):
             given.setdefault("seed", seed)
         return make_rule(self.name, given)
-
-
-class FlopsBudget(Section):
-    """A budget as mean prefill TFLOPs per sample of the search split."""
-
-    tflops: Annotated[float, Field(gt=0)]
-
-
-class ScheduleBudget(Section):
-    """The FLOPs of another schedule as budget: ``step(layer, keep)`` or ``uniform(keep)``."""
-
-    family: Annotated[Literal["step", "uniform"], Field(alias="as")]
-    layer: Positive | None = None
-    keep: Annotated[float, Field(ge=0, le=1)]
-
-    @model_validator(mode="after")
-    def _layer_belongs_to_step(self) -> Self:
-        if self.family == "step" and self.layer is None:
-            raise _broken('a budget as = "step" needs the layer after which tokens are dropped', key="layer")
-        if self.family == "uniform" and self.layer is not None:
-            raise _broken('a budget as = "uniform" takes no layer', key="layer", actual=str(self.layer))
-        return self
-
-
-def _budget_kind(value: object) -> str | None:
-    if isinstance(value, FlopsBudget) or (isinstance(value, Mapping) and "tflops" in value):
-        return FlopsBudget.__name__
-    if isinstance(value, ScheduleBudget) or (isinstance(value, Mapping) and "as" in value):
-        return ScheduleBudget.__name__
-    return None if isinstance(value, Mapping) else "rate"
-
-
-Budget = Annotated[
-    Annotated[float, Field(gt=0, le=1), Tag("rate")]
-    | Annotated[FlopsBudget, Tag("FlopsBudget")]
-    | Annotated[ScheduleBudget, Tag("ScheduleBudget")],
-    Discriminator(
-        _budget_kind,
-        custom_error_type="study_budget",
-        custom_error_message="a budget is a mean keep rate in (0, 1], or a table with tflops = ... or with as = ...",
-    ),
-]
-
-_ONLY_FOR = {
-    "stride": ("g-search", "it searches one parameter for all layers together"),
-    "penalty": ("g-search", "the budget fixes what a candidate costs"),
-    "budget": ("p-sigmoid", "its budget follows from the penalty"),
-}
-
-
-class SearchSection(Section):
-    """The algorithm and its settings; p-sigmoid does not use ``stride`` and ``penalty``, g-search has no ``budget``."""
-
-    algorithm: Literal["g-search", "p-sigmoid"] = "g-search"
-    first_layer: Annotated[int, Field(ge=2)] = 3
-    stride: Positive = 3
-    penalty: Annotated[float, Field(ge=0)] = 0.01
-    initial: Positive = 10
-    iterations: Annotated[int, Field(ge=0)] = 20
-    sampler: Literal["expected-improvement", "random", "tpe", "gp"] = "expected-improvement"
-    budget: Budget | None = None
-
-    @model_validator(mode="after")
-    def _keys_fit_the_algorithm(self) -> Self:
-        for key, (algorithm, reason) in _ONLY_FOR.items():
-            if key in self.model_fields_set and algorithm != self.algorithm:
-                rule = f'key "{key}" belongs to {algorithm}, not to {self.algorithm}: {reason}'
-                raise _broken(rule, key=key, remedy="remove the key")
-        if self.algorithm == "p-sigmoid" and self.budget is None:
-            raise _broken("p-sigmoid needs a budget", key="budget", remedy="for example budget = 0.125")
-        return self
-
-    def to_document(self) -> dict[str, object]:
-        """The keys that apply to the algorithm, defaults written out."""
-        foreign = {key for key, (algorithm, _) in _ONLY_FOR.items() if algorithm != self.algorithm}
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=foreign)
 
 
 class WorkersSection(Section):

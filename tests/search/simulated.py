@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy
 
-from scheduler_search.search import Algorithm, Observation, Stage, decide, observe, suggest
-from scheduler_search.search.stage import Candidate
+from scheduler_search.search import Algorithm, GSearch, Observation, Stage, decide, observe, suggest
+from scheduler_search.search.stage import Candidate, Effort
 from scheduler_search.study.states import Decision
 
 Scores = Callable[[tuple[float, ...]], Sequence[float]]
@@ -16,8 +18,20 @@ Choose = Callable[[Stage, Sequence[Observation], int], int]
 
 def stage_of(rates: Sequence[float], *, penalty: float = 0.01, initial: int = 10, iterations: int = 20) -> Stage:
     """A one-layer stage over ``rates`` in increasing order, the last one being the anchor."""
-    candidates = tuple(Candidate(rate, (rate,), penalty * rate, rate) for rate in rates)
-    return Stage(0, "layer-01", "keep_rate", candidates, len(candidates) - 1, initial, iterations)
+    candidates = tuple(Candidate(rate, (rate,), penalty * rate, (rate, 0.5), rate) for rate in rates)
+    return Stage(0, "layer-01", "keep_rate", candidates, len(candidates) - 1, Effort(initial, iterations))
+
+
+def g_search(layers: int, max_vision_tokens: int, **settings: Any) -> GSearch:
+    """A G-Search whose FLOPs are the sum of the keep rates."""
+    return GSearch(layers, max_vision_tokens, math.fsum, **settings)
+
+
+def scored(
+    candidate: int, score: float, objective: float, difference: float = 0.0, variance: float = 0.0
+) -> Observation:
+    """An observation of a split of one sample."""
+    return Observation(candidate, score, difference, 0.0, objective, samples=1, total=1)
 
 
 def observe_candidate(stage: Stage, candidate: int, scores: Scores) -> Observation:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scheduler_search.errors import SearchError
 from scheduler_search.schedule.counts import keep_count
 from scheduler_search.search import GSearch, Observation, Stage, decide
-from tests.search.simulated import run_algorithm
+from tests.search.simulated import g_search, run_algorithm, scored
 
 
 def _decide(algorithm: GSearch, *counts: int) -> list:
@@ -19,12 +19,12 @@ def _decide(algorithm: GSearch, *counts: int) -> list:
     for count in counts:
         stage = algorithm.next_stage(decisions)
         assert stage is not None
-        decisions.append(decide(stage, [Observation(count, 0.5, 0.0, 0.0, 0.5)]))
+        decisions.append(decide(stage, [scored(count, 0.5, 0.5)]))
     return decisions
 
 
 def test_stages_go_from_shallow_to_deep_in_steps_of_stride() -> None:
-    algorithm = GSearch(layers=12, max_vision_tokens=64)
+    algorithm = g_search(layers=12, max_vision_tokens=64)
     assert algorithm.searched_layers == (3, 6, 9, 12)
     assert algorithm.stages == 4
     names = [algorithm.next_stage(_decide(algorithm, *[64] * index)).name for index in range(4)]  # type: ignore[union-attr]
@@ -33,17 +33,17 @@ def test_stages_go_from_shallow_to_deep_in_steps_of_stride() -> None:
 
 
 def test_the_first_stage_offers_every_count_and_starts_at_all_tokens() -> None:
-    stage = GSearch(layers=12, max_vision_tokens=64).next_stage([])
+    stage = g_search(layers=12, max_vision_tokens=64).next_stage([])
     assert stage is not None
     assert [keep_count(one.value, 64) for one in stage.candidates] == list(range(65))
     assert stage.candidates[stage.anchor].keep_rates == (1.0,) * 12
     assert stage.trials == 31
-    assert [one.feature for one in stage.candidates[:: stage.anchor]] == [0.0, 1.0]
+    assert [one.features[0] for one in stage.candidates[:: stage.anchor]] == [0.0, 1.0]
     assert stage.candidates[32].penalty == 0.005
 
 
 def test_later_layers_hold_the_candidate_and_earlier_ones_their_decision() -> None:
-    algorithm = GSearch(layers=8, max_vision_tokens=4, first_layer=3, stride=2)
+    algorithm = g_search(layers=8, max_vision_tokens=4, first_layer=3, stride=2)
     stage = algorithm.next_stage(_decide(algorithm, 3))
     assert stage is not None
     assert len(stage.candidates) == 4
@@ -52,14 +52,14 @@ def test_later_layers_hold_the_candidate_and_earlier_ones_their_decision() -> No
 
 
 def test_no_tokens_left_ends_the_search() -> None:
-    algorithm = GSearch(layers=12, max_vision_tokens=64)
+    algorithm = g_search(layers=12, max_vision_tokens=64)
     decisions = _decide(algorithm, 10, 0)
     assert algorithm.next_stage(decisions) is None
     assert algorithm.final(decisions) == (1.0, 1.0, *[10 / 64] * 3, *[0.0] * 7)
 
 
 def test_without_decisions_every_token_is_kept() -> None:
-    assert GSearch(layers=5, max_vision_tokens=2).final([]) == (1.0,) * 5
+    assert g_search(layers=5, max_vision_tokens=2).final([]) == (1.0,) * 5
 
 
 @given(st.integers(1, 5000), st.data())
@@ -72,12 +72,12 @@ def test_a_rate_keeps_its_count_for_the_largest_sample(vision_tokens: int, data:
 @pytest.mark.parametrize("name", ["layers", "max_vision_tokens", "first_layer", "stride"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(SearchError, match=f"{name} must be at least 1"):
-        GSearch(**({"layers": 4, "max_vision_tokens": 4} | {name: 0}))
+        g_search(**({"layers": 4, "max_vision_tokens": 4} | {name: 0}))
 
 
 def test_a_first_layer_behind_the_last_is_refused() -> None:
     with pytest.raises(SearchError, match="first_layer must be at most 4"):
-        GSearch(layers=4, max_vision_tokens=4, first_layer=5)
+        g_search(layers=4, max_vision_tokens=4, first_layer=5)
 
 
 @settings(max_examples=200)
@@ -111,7 +111,7 @@ def test_the_score_falls_by_at_most_the_penalty_in_total(
         del observations
         return stage.anchor if number == 0 else int(generator.integers(len(stage.candidates)))
 
-    algorithm = GSearch(layers, tokens, first_layer=2, stride=stride, penalty=penalty, initial=1, iterations=2)
+    algorithm = g_search(layers, tokens, first_layer=2, stride=stride, penalty=penalty, initial=1, iterations=2)
     decisions = run_algorithm(algorithm, scores, choose)
     before = math.fsum(scores((1.0,) * layers)) / samples
     after = math.fsum(scores(algorithm.final(decisions))) / samples

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler_search.errors import SearchError
-from scheduler_search.search import Observation, decide, observe
-from tests.search.simulated import stage_of
+from scheduler_search.search import decide, observe
+from tests.search.simulated import scored, stage_of
 
 STAGE = stage_of([0.0, 0.5, 1.0], penalty=0.1)
 
@@ -49,7 +49,7 @@ def test_the_order_of_samples_changes_nothing(scores: list[float], random: objec
 
 
 def test_ties_go_to_fewer_tokens_whatever_the_order_of_trials() -> None:
-    seen = [Observation(index, 0.9, 0.0, 0.0, 0.9) for index in range(3)]
+    seen = [scored(index, 0.9, 0.9) for index in range(3)]
     for order in itertools.permutations(seen):
         assert decide(STAGE, order).candidate == 0
 
@@ -59,15 +59,15 @@ def test_a_tie_that_rounding_broke_is_still_a_tie() -> None:
     cheap, dear = 0.1 + 0.2 - 0.1, 0.3 - 0.1
     assert cheap != dear
     for low, high in ((cheap, dear), (dear, cheap)):
-        assert decide(STAGE, [Observation(2, 1, 0, 0, high), Observation(0, 1, 0, 0, low)]).candidate == 0
+        assert decide(STAGE, [scored(2, 1, high), scored(0, 1, low)]).candidate == 0
 
 
 def test_one_sample_in_a_million_is_no_tie() -> None:
-    assert decide(STAGE, [Observation(0, 0, 0, 0, 0.9), Observation(2, 0, 0, 0, 0.9 + 1e-6)]).candidate == 2
+    assert decide(STAGE, [scored(0, 0, 0.9), scored(2, 0, 0.9 + 1e-6)]).candidate == 2
 
 
 def test_a_decision_says_what_was_chosen() -> None:
-    decision = decide(STAGE, [Observation(1, 0.75, -0.25, 0.01, 0.7)])
+    decision = decide(STAGE, [scored(1, 0.75, 0.7)])
     assert (decision.stage, decision.name, decision.parameter) == (0, "layer-01", "keep_rate")
     assert (decision.candidate, decision.value, decision.keep_rates) == (1, 0.5, (0.5,))
     assert (decision.score, decision.objective) == (0.75, 0.7)

@@ -8,9 +8,10 @@ from scheduler_search.errors import ScheduleError, SearchError
 from scheduler_search.schedule.cost import mean_prefill_flops
 from scheduler_search.schedule.counts import keep_counts
 from scheduler_search.schedule.families import mean_keep_rate, sigmoid, step
-from scheduler_search.search import MeanKeepRate, Observation, PrefillFlops, PSigmoid, Stage, decide
+from scheduler_search.search import MeanKeepRate, PrefillFlops, PSigmoid, Stage, decide
 from scheduler_search.search.p_sigmoid import GRID
 from tests.search.shapes import LLAVA_7B, TINY
+from tests.search.simulated import scored
 
 VISION, TEXT = (64, 64, 40), (10, 12, 10)
 
@@ -31,7 +32,7 @@ def test_every_candidate_has_the_budget_and_its_own_counts(rate: float) -> None:
     for one in stage.candidates:
         assert mean_keep_rate(one.keep_rates, 3) == pytest.approx(rate, abs=1e-9)
         assert one.penalty == 0.0
-        assert 0.0 <= one.feature <= 1.0
+        assert 0.0 <= one.features[0] <= 1.0
     counts = [_counts(one.keep_rates) for one in stage.candidates]
     assert all(first != second for first, second in itertools.combinations(counts, 2))
     assert len(stage.candidates) <= GRID
@@ -95,7 +96,7 @@ def test_the_decision_is_found_again_by_its_value() -> None:
     algorithm = PSigmoid(12, 3, MeanKeepRate(0.25), TINY, VISION, TEXT)
     stage = algorithm.next_stage([])
     assert stage is not None
-    decision = decide(stage, [Observation(len(stage.candidates) - 1, 1.0, 0.0, 0.0, 1.0)])
+    decision = decide(stage, [scored(len(stage.candidates) - 1, 1.0, 1.0)])
     assert algorithm.next_stage([decision]) is None
     again = PSigmoid(12, 3, MeanKeepRate(0.25), TINY, VISION, TEXT)
     assert again.final([decision]) == decision.keep_rates

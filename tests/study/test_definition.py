@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from scheduler_search.errors import RuleError, StudyFileError
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.file import read_study_file
-from scheduler_search.study.sections import FlopsBudget, ScheduleBudget
+from scheduler_search.study.search_section import FlopsBudget, ScheduleBudget
 from tests.study.files import JSONL, MINIMAL, read, write
 
 # Every default, spelled out.

@@ -1,0 +1,173 @@
+"""The ``[search]`` section of a study file: algorithm, objective, penalty or budget, and what a search may save.
+
+Knows: which keys belong to which algorithm, and the defaults that follow from it. Does not know: how a search runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from scheduler_search.study.section import Positive, Section, broken
+
+
+class FlopsBudget(Section):
+    """A budget as mean prefill TFLOPs per sample of the search split."""
+
+    tflops: Annotated[float, Field(gt=0)]
+
+
+class ScheduleBudget(Section):
+    """The FLOPs of another schedule as budget: ``step(layer, keep)`` or ``uniform(keep)``."""
+
+    family: Annotated[Literal["step", "uniform"], Field(alias="as")]
+    layer: Positive | None = None
+    keep: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _layer_belongs_to_step(self) -> Self:
+        if self.family == "step" and self.layer is None:
+            raise broken('a budget as = "step" needs the layer after which tokens are dropped', key="layer")
+        if self.family == "uniform" and self.layer is not None:
+            raise broken('a budget as = "uniform" takes no layer', key="layer", actual=str(self.layer))
+        return self
+
+
+def _budget_kind(value: object) -> str | None:
+    if isinstance(value, FlopsBudget) or (isinstance(value, Mapping) and "tflops" in value):
+        return FlopsBudget.__name__
+    if isinstance(value, ScheduleBudget) or (isinstance(value, Mapping) and "as" in value):
+        return ScheduleBudget.__name__
+    return None if isinstance(value, Mapping) else "plain"
+
+
+def _plain_or(table: type[Section]) -> Discriminator:
+    """Whether a value is one of ``table`` or not, so that only one of the two complains."""
+    return Discriminator(lambda value: table.__name__ if isinstance(value, Mapping | table) else "plain")
+
+
+Budget = Annotated[
+    Annotated[float, Field(gt=0, le=1), Tag("plain")]
+    | Annotated[FlopsBudget, Tag("FlopsBudget")]
+    | Annotated[ScheduleBudget, Tag("ScheduleBudget")],
+    Discriminator(
+        _budget_kind,
+        custom_error_type="study_budget",
+        custom_error_message="a budget is a mean keep rate in (0, 1], or a table with tflops = ... or with as = ...",
+    ),
+]
+
+
+class FlopsPenalty(Section):
+    """A penalty per mean prefill TFLOP of the whole schedule over the search split."""
+
+    tflop: Annotated[float, Field(ge=0)]
+
+
+class WeightedObjective(Section):
+    """``fidelity`` times the agreement with the unreduced model, and the rest of 1 times the metric."""
+
+    fidelity: Annotated[float, Field(gt=0, lt=1)]
+
+
+Penalty = Annotated[
+    Annotated[float, Field(ge=0), Tag("plain")] | Annotated[FlopsPenalty, Tag("FlopsPenalty")], _plain_or(FlopsPenalty)
+]
+Objective = Annotated[
+    Annotated[Literal["score", "fidelity"], Tag("plain")] | Annotated[WeightedObjective, Tag("WeightedObjective")],
+    _plain_or(WeightedObjective),
+]
+
+_ONLY_FOR = {
+    "stride": ("g-search", "it searches one parameter for all layers together"),
+    "penalty": ("g-search", "a candidate's cost is known before it is scored"),
+    "budget": ("p-sigmoid", "its budget follows from the search"),
+}
+
+# What a study gets that names none of it. Beside these, seed 003's own procedure tries everything to the end.
+_FAITHFUL = {"initial": 10, "race_delta": 0.0, "tolerance": 0.0}
+_INITIAL = {"g-search": 4, "p-sigmoid": 4, "frontier": 12}
+_SAVINGS = {"race_delta": 0.0, "race_margin": 0.0, "tolerance": 0.0, "batch": 1}
+
+
+class SearchSection(Section):
+    """The algorithm and its settings; ``stride``, ``penalty`` and ``budget`` belong to one algorithm each.
+
+    Args:
+        faithful: exactly the procedure of seed 003: every candidate is scored on every sample, stages share nothing,
+            none ends early.
+        race_delta: with this probability at most, the races of a stage stop its best candidate; 0 for no races.
+        race_margin: a candidate must promise to beat the best one by more than this to go on in its race.
+        tolerance: a stage ends where no candidate is expected to improve the objective by as much.
+        batch: candidates that are asked for together; what is found depends on it, and never on who was faster.
+    """
+
+    algorithm: Literal["g-search", "p-sigmoid", "frontier"] = "g-search"
+    first_layer: Annotated[int, Field(ge=2)] = 3
+    stride: Positive = 3
+    objective: Objective = "score"
+    penalty: Penalty = 0.01
+    faithful: bool = False
+    initial: Positive = _INITIAL["g-search"]
+    iterations: Annotated[int, Field(ge=0)] = 20
+    sampler: Literal["expected-improvement", "random", "tpe", "gp"] = "expected-improvement"
+    race_delta: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    race_margin: Annotated[float, Field(ge=0, le=1)] = 0.0
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.001
+    batch: Positive = 1
+    budget: Budget | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_algorithm(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        initial = _INITIAL.get(str(data.get("algorithm", "g-search")), _INITIAL["g-search"])
+        defaults = _FAITHFUL if data.get("faithful") is True else {"initial": initial}
+        return {**defaults, **data}
+
+    @model_validator(mode="after")
+    def _keys_fit_the_algorithm(self) -> Self:
+        for key, (algorithm, reason) in _ONLY_FOR.items():
+            if key in self.model_fields_set and algorithm != self.algorithm:
+                rule = f'key "{key}" belongs to {algorithm}, not to {self.algorithm}: {reason}'
+                raise broken(rule, key=key, remedy="remove the key")
+        if self.algorithm == "p-sigmoid" and self.budget is None:
+            raise broken("p-sigmoid needs a budget", key="budget", remedy="for example budget = 0.125")
+        return self
+
+    @model_validator(mode="after")
+    def _a_faithful_search_saves_nothing(self) -> Self:
+        if not self.faithful:
+            return self
+        if self.algorithm == "frontier":
+            raise broken("the frontier is no procedure of seed 003", key="faithful", remedy="remove the key")
+        for key, value in _SAVINGS.items():
+            if getattr(self, key) != value:
+                rule = f"a faithful search has {key} = {value}"
+                raise broken(rule, key=key, actual=str(getattr(self, key)), remedy="remove one of the two keys")
+        return self
+
+    @property
+    def fidelity_weight(self) -> float:
+        """Share of the fidelity in the objective, in [0, 1]; the rest is the metric's."""
+        if isinstance(self.objective, WeightedObjective):
+            return self.objective.fidelity
+        return 1.0 if self.objective == "fidelity" else 0.0
+
+    @property
+    def penalty_value(self) -> float:
+        """The number of ``penalty``, whatever it is per."""
+        return self.penalty.tflop if isinstance(self.penalty, FlopsPenalty) else self.penalty
+
+    @property
+    def penalty_unit(self) -> Literal["keep-rate", "tflop"]:
+        """What ``penalty`` is per."""
+        return "tflop" if isinstance(self.penalty, FlopsPenalty) else "keep-rate"
+
+    def to_document(self) -> dict[str, object]:
+        """The keys that apply to the algorithm, defaults written out."""
+        foreign = {key for key, (algorithm, _) in _ONLY_FOR.items() if algorithm != self.algorithm}
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=foreign)
