@@ -44,8 +44,12 @@ class StudyDefinition(Section):
 
     @property
     def digest(self) -> str:
-        """``sha256:`` over the canonical JSON with defaults written out and paths as they were written."""
+        """``sha256:`` over the canonical JSON with defaults written out and paths as they were written.
+
+        ``[workers] prefix_memory`` is left out: it changes nothing but the time that a study takes.
+        """
         document = self.to_document()
+        document["workers"] = self.workers.model_dump(mode="json", exclude={"prefix_memory"})
         document["rule"] = self.resolved_rule.to_document()
         for dotted, text in self.written_paths:
             *sections, key = dotted.split(".")

@@ -8,6 +8,7 @@ are in ``search_section``). Does not know: the file (``file``), how pydantic's c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -55,7 +56,7 @@ class DataSection(Section):
     source: Literal["testbed", "jsonl"]
     path: Text | None = None
     images: Text | None = None
-    metric: Literal["exact-match", "vqa-accuracy"] = "exact-match"
+    metric: Literal["exact-match", "vqa-accuracy", "fidelity"] = "exact-match"
     search: SplitSection
     validation: SplitSection | None = None
     test: SplitSection | None = None
@@ -156,8 +157,37 @@ class RuleSection(Section):
         return make_rule(self.name, given)
 
 
+_AMOUNT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMG])iB")
+_POWERS = {"K": 10, "M": 20, "G": 30}
+
+
 class WorkersSection(Section):
-    """Who runs the chunks. ``threads``: CPU threads per worker, part of the evaluation key."""
+    """Who runs the chunks.
+
+    Args:
+        threads: CPU threads per worker, part of the evaluation key.
+        prefix_memory: host memory of a worker for what it need not compute again; None for its default, 0 for none. It
+            changes no score, so it is no part of what a study is: it may change when a study goes on.
+    """
 
     executor: Literal["local"] = "local"
     threads: Positive = 1
+    prefix_memory: int | str | None = None
+
+    @field_validator("prefix_memory", mode="before")
+    @classmethod
+    def _is_an_amount(cls, value: object) -> object:
+        if value is None or (type(value) is int and value == 0):
+            return value
+        if isinstance(value, str) and _AMOUNT.fullmatch(value):
+            return value
+        rule = "prefix_memory must be 0 or a text of a number and KiB, MiB or GiB"
+        raise broken(rule, actual=repr(value)[:60], remedy='for example prefix_memory = "4GiB"')
+
+    @property
+    def prefix_bytes(self) -> int | None:
+        """``prefix_memory`` in bytes; None where it is not given."""
+        found = _AMOUNT.fullmatch(self.prefix_memory) if isinstance(self.prefix_memory, str) else None
+        if found is None:
+            return None if self.prefix_memory is None else 0
+        return int(float(found[1]) * 2 ** _POWERS[found[2]])

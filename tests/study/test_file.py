@@ -52,7 +52,7 @@ def test_a_binary_file(tmp_path: Path) -> None:
         ("[search]\nstrid = 2", "[search]", 'did you mean "stride"?'),
         ("[searhc]\nstride = 2", "study.toml)", 'did you mean "search"?'),
         ("validation = { sample = 2 }", "[data] validation)", 'did you mean "samples"?'),
-        ("[workers]\nzzzzz = 2", "[workers]", "known keys: executor, threads"),
+        ("[workers]\nzzzzz = 2", "[workers]", "known keys: executor, prefix_memory, threads"),
         (
             '[search]\nalgorithm = "p-sigmoid"\nbudget = { tflop = 2 }',
             "[search] budget",
@@ -136,7 +136,7 @@ SIGMOID = '[search]\nalgorithm = "p-sigmoid"\n'
         ("validation = 3", "[data] validation", "must be a table"),
         ("chunk = 0", "[data] chunk", "greater than or equal to 1"),
         ("max_new_tokens = 0", "[data] max_new_tokens", "greater than or equal to 1"),
-        ('metric = "bleu"', "[data] metric", "'exact-match' or 'vqa-accuracy'"),
+        ('metric = "bleu"', "[data] metric", "'exact-match', 'vqa-accuracy' or 'fidelity'"),
         ('path = "a.jsonl"', "[data] path", "makes its own samples and takes no path"),
         ('images = "a"', "[data] images", "makes its own samples and takes no path"),
         ('test = { samples = 1, path = "a" }', "[data] test.path", "makes its own samples and takes no path"),
