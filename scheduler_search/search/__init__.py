@@ -1,7 +1,7 @@
 """The search: which candidate is tried next, and which one is decided on.
 
 Knows: G-Search, P-Sigmoid, their stages, the surrogate model and the baselines. Does not know: databases, clocks,
-models or data; it is told scores and returns candidates. Importing it loads neither torch nor Optuna; ``sampler_for``
+models or data; it is told scores and returns candidates. Importing it loads neither torch nor Optuna; ``GivenSampler``
 does.
 """
 
@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING
 from scheduler_search.search.algorithm import Algorithm, algorithm_for
 from scheduler_search.search.baselines import Baseline, baselines
 from scheduler_search.search.g_search import GSearch
-from scheduler_search.search.observation import Observation, decide, observe
+from scheduler_search.search.observation import Explored, Observation, decide, observe
 from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
-from scheduler_search.search.stage import CANDIDATE, Candidate, Stage
-from scheduler_search.search.surrogate import suggest
+from scheduler_search.search.stage import CANDIDATE, Candidate, Effort, Stage
+from scheduler_search.search.surrogate import next_batch
 
 if TYPE_CHECKING:
-    from scheduler_search.search.sampler import sampler_for
+    from scheduler_search.search.sampler import GivenSampler, sampler_for
 
 __all__ = [
     "CANDIDATE",
     "Algorithm",
     "Baseline",
     "Candidate",
+    "Effort",
+    "Explored",
     "GSearch",
+    "GivenSampler",
     "MeanKeepRate",
     "Observation",
     "PSigmoid",
@@ -34,14 +37,18 @@ __all__ = [
     "algorithm_for",
     "baselines",
     "decide",
+    "next_batch",
     "observe",
     "sampler_for",
-    "suggest",
 ]
 
 
 def __getattr__(name: str) -> object:
     """Import Optuna only for those who ask for its samplers."""
+    if name == "GivenSampler":
+        from scheduler_search.search.sampler import GivenSampler
+
+        return GivenSampler
     if name == "sampler_for":
         from scheduler_search.search.sampler import sampler_for
 

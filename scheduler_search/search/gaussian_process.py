@@ -83,8 +83,9 @@ def _kernel() -> MaternKernel:
 
 
 def _features(stage: Stage, candidates: Sequence[int]) -> Tensor:
-    """Coordinates in [0, 1], shape [candidates, 1]."""
-    features = [stage.candidates[candidate].feature for candidate in candidates]
+    """Coordinates in [0, 1], shape [candidates, 1]: the part of the first coordinate that the stage covers."""
+    top = max(one.features[0] for one in stage.candidates) or 1.0
+    features = [stage.candidates[candidate].features[0] / top for candidate in candidates]
     return torch.tensor(features, dtype=torch.float64).unsqueeze(-1)
 
 

@@ -1,17 +1,14 @@
-"""The search's suggestions as an Optuna sampler, and Optuna's own samplers in their place.
+"""Optuna's side of a suggestion: a sampler that returns what was decided, and Optuna's own samplers in its place.
 
-Knows: how the finished trials of an Optuna study become observations, and which trials need no sampler. Does not
-know: who evaluates and tells. A sampler holds no state: made anew for every trial number, it suggests the same after
-an interruption.
-
-A stage's Optuna study has one integer parameter, ``candidate``, and each finished trial carries the user attributes
-``score``, ``difference``, ``variance`` and ``objective`` of its observation. Trial 0 is the anchor under every
-sampler, and domains that fit into the trials are enumerated under every sampler: nothing is enqueued.
+Knows: Optuna. Does not know: how a suggestion comes about (``surrogate``), who evaluates and tells. A stage's Optuna
+study has one integer parameter, ``candidate``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -22,37 +19,15 @@ from optuna.trial import FrozenTrial, TrialState
 from scheduler_search.errors import SearchError
 from scheduler_search.search.observation import Observation
 from scheduler_search.search.stage import CANDIDATE, Stage
-from scheduler_search.search.surrogate import check_number, derived_seed, is_initial, suggest, suggest_uniform
-
-SAMPLERS = ("expected-improvement", "random", "tpe", "gp")
+from scheduler_search.search.surrogate import next_batch, unseen
 
 
-def sampler_for(name: str, stage: Stage, seed: int, number: int) -> BaseSampler:
-    """The Optuna sampler of trial ``number`` of a stage.
+class GivenSampler(BaseSampler):
+    """Suggests the one candidate it was given; a trial that has its parameter already keeps it."""
 
-    Args:
-        name: ``expected-improvement``; ``random``, uniform over the candidates not evaluated yet; or ``tpe`` and
-            ``gp``, those of Optuna, which can repeat a candidate (it costs a trial, but no evaluation). All start
-            with the same uniform trials.
-        seed: of the study.
-
-    Raises:
-        SearchError: no sampler of that name, or no trial of that number.
-    """
-    if name not in SAMPLERS:
-        allowed = ", ".join(SAMPLERS)
-        raise SearchError(f"a sampler must be one of {allowed}", actual=repr(name), place="[search] sampler")
-    check_number(stage, number)
-    return StageSampler(name, stage, seed)
-
-
-class StageSampler(BaseSampler):
-    """Suggests from (stage, finished trials with smaller numbers, seed, trial number) and nothing else."""
-
-    def __init__(self, name: str, stage: Stage, seed: int) -> None:
-        self._name = name
+    def __init__(self, stage: Stage, candidate: int) -> None:
         self._stage = stage
-        self._seed = seed
+        self._candidate = candidate
 
     def infer_relative_search_space(
         self,
@@ -64,13 +39,12 @@ class StageSampler(BaseSampler):
 
     def sample_relative(
         self,
-        study: optuna.Study,
-        trial: FrozenTrial,
+        study: optuna.Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
         """The candidate of the trial."""
-        observations = observations_before(study, trial.number)
-        return {CANDIDATE: suggest_with(self._name, self._stage, observations, self._seed, trial.number)}
+        return {CANDIDATE: self._candidate}
 
     def sample_independent(
         self,
@@ -87,27 +61,36 @@ class StageSampler(BaseSampler):
         )
 
 
-def observations_before(study: optuna.Study, number: int) -> tuple[Observation, ...]:
-    """The observations of the finished trials with smaller numbers, in the order of the numbers."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-    earlier = sorted((trial for trial in trials if trial.number < number), key=lambda trial: trial.number)
-    return tuple(_observation(trial) for trial in earlier)
+def sampler_for(name: str, stage: Stage, seed: int, number: int) -> BaseSampler:
+    """One candidate at a time and no early end, until the coordinator asks for batches."""
+    return _Single(name, replace(stage, effort=replace(stage.effort, tolerance=0.0, batch=1)), seed, number)
 
 
-def suggest_with(name: str, stage: Stage, observations: Sequence[Observation], seed: int, number: int) -> int:
-    """The candidate that the sampler ``name`` suggests for trial ``number``; a function of its arguments alone."""
-    if name == "expected-improvement":
-        return suggest(stage, observations, seed, number)
-    if name == "random" or is_initial(stage, number):
-        return suggest_uniform(stage, observations, seed, number)
-    return _stand_in(name, stage, observations, derived_seed(seed, stage, number))
+class _Single(GivenSampler):
+    def __init__(self, name: str, stage: Stage, seed: int, number: int) -> None:
+        super().__init__(stage, stage.anchor)
+        self._name, self._seed, self._number = name, seed, number
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        told = [_observation(one) for one in trials if one.number < trial.number]
+        self._candidate = next_batch(self._stage, told, self._seed, name=self._name)[0]
+        return super().sample_relative(study, trial, search_space)
 
 
-def _stand_in(name: str, stage: Stage, observations: Sequence[Observation], seed: int) -> int:
-    """Ask a sampler of Optuna's on a fresh copy of the finished trials.
+def _observation(trial: FrozenTrial) -> Observation:
+    names = ("score", "difference", "variance", "objective")
+    return Observation(trial.params[CANDIDATE], *(trial.user_attrs[name] for name in names), 1, 1)
 
-    Not on the study itself: these samplers leave what they are about to suggest in the storage and take it for the
-    trial of somebody else when they are asked again after a kill.
+
+def stand_in(name: str, stage: Stage, observations: Sequence[Observation], size: int, seed: int) -> tuple[int, ...]:
+    """``size`` different candidates that Optuna's sampler ``tpe`` or ``gp`` suggests; it can repeat observed ones.
+
+    Asked on a fresh copy of the finished trials, not on the study itself: these samplers leave what they are about to
+    suggest in the storage and take it for the trial of somebody else when they are asked again after a kill. Where it
+    suggests one candidate twice for a batch, the first unseen one that is farthest from those chosen takes its place.
     """
     sampler = TPESampler(n_startup_trials=1, seed=seed) if name == "tpe" else GPSampler(n_startup_trials=1, seed=seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -120,18 +103,24 @@ def _stand_in(name: str, stage: Stage, observations: Sequence[Observation], seed
                 value=observation.difference - stage.candidates[observation.candidate].penalty,
             )
         )
-    return int(study.ask(distributions).params[CANDIDATE])
+    chosen: list[int] = []
+    for _ in range(size):
+        candidate = int(study.ask(distributions).params[CANDIDATE])
+        if candidate in chosen:
+            candidate = _farthest(stage, observations, chosen)
+        chosen.append(candidate)
+    return tuple(chosen)
+
+
+def _farthest(stage: Stage, observations: Sequence[Observation], chosen: Sequence[int]) -> int:
+    free = [candidate for candidate in unseen(stage, observations) if candidate not in chosen]
+    return max(free, key=lambda candidate: _distance(stage, candidate, chosen))
+
+
+def _distance(stage: Stage, candidate: int, others: Sequence[int]) -> float:
+    features = stage.candidates[candidate].features
+    return min(math.dist(features, stage.candidates[other].features) for other in others)
 
 
 def _distribution(stage: Stage) -> IntDistribution:
     return IntDistribution(0, len(stage.candidates) - 1)
-
-
-def _observation(trial: FrozenTrial) -> Observation:
-    return Observation(
-        candidate=trial.params[CANDIDATE],
-        score=trial.user_attrs["score"],
-        difference=trial.user_attrs["difference"],
-        variance=trial.user_attrs["variance"],
-        objective=trial.user_attrs["objective"],
-    )

@@ -1,8 +1,9 @@
-"""Which candidate a stage tries next: the anchor, then uniform points, then expected improvement.
+"""Which candidates a stage tries next, and when it has tried enough: the schedule of its trials and their seeds.
 
-Knows: the schedule of a stage's trials and their seeds. Does not know: Optuna, databases, who evaluates, or the
-Gaussian process (``gaussian_process``, imported with torch when the first one is needed). A suggestion is a function
-of its arguments alone, which is what makes a study resumable.
+Knows: the anchor, initial points, batches, and which model of the scores is asked. Does not know: Optuna's samplers
+(``sampler``), databases, who evaluates, or Gaussian processes (``gaussian_process`` and ``curve``, imported with torch
+when the first one is needed). What is suggested is a function of its arguments alone, which is what makes a study
+resumable.
 """
 
 from __future__ import annotations
@@ -10,62 +11,70 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy
 
 from scheduler_search.errors import SearchError
-from scheduler_search.search.observation import Observation
+from scheduler_search.search.observation import Explored, Observation
 from scheduler_search.search.stage import Stage
 
+SAMPLERS = ("expected-improvement", "random", "tpe", "gp")
 
-def suggest(stage: Stage, observations: Sequence[Observation], seed: int, number: int) -> int:
-    """Candidate of trial ``number``, given the observations of the trials before it.
 
-    Trial 0 is the anchor. ``stage.initial`` trials follow that are uniform over the candidates not observed yet, then
-    ``stage.iterations`` that maximise expected improvement over them (seed 003, Algorithm 1). Observed candidates are
-    never suggested again: evaluations are stored, so a repetition would bring nothing. A domain that fits into the
-    trials is enumerated in order of preference.
+def next_batch(
+    stage: Stage,
+    observations: Sequence[Observation],
+    seed: int,
+    *,
+    name: str = "expected-improvement",
+    earlier: Sequence[Explored] = (),
+) -> tuple[int, ...]:
+    """Candidates of the trials that follow ``observations``, to be evaluated together; empty where the stage ends.
+
+    Trial 0 is the anchor, alone. ``effort.initial`` trials follow that need no model, then at most
+    ``effort.iterations`` that maximise expected improvement (seed 003, Algorithm 1) until it is below
+    ``effort.tolerance`` everywhere. Observed candidates are not suggested again: evaluations are stored, so a
+    repetition would bring nothing. With ``effort.faithful`` the initial points are uniform, batches hold one
+    candidate, ``earlier`` is not read, and a stage ends after all its trials.
 
     Args:
+        observations: of all trials before the batch, in the order of their numbers.
         seed: of the study.
+        name: one of ``SAMPLERS``; those other than ``expected-improvement`` neither read ``earlier`` nor end early,
+            and ``tpe`` and ``gp`` can repeat a candidate (it costs a trial, but no evaluation).
+        earlier: the stages of the study that are decided, in order.
 
     Raises:
-        SearchError: ``number`` is not a trial of the stage, or every candidate is observed already.
+        SearchError: no sampler of that name, or more observations than trials.
     """
-    if is_initial(stage, number) or not observations:
-        return suggest_uniform(stage, observations, seed, number)
-    free = unseen(stage, observations)
-    with warnings.catch_warnings():
-        # linear_operator, below GPyTorch, still compiles with torch.jit.script when it is first imported.
-        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=DeprecationWarning)
-        from scheduler_search.search.gaussian_process import most_improving
-    return most_improving(stage, observations, free, derived_seed(seed, stage, number))
+    if name not in SAMPLERS:
+        allowed = ", ".join(SAMPLERS)
+        raise SearchError(f"a sampler must be one of {allowed}", actual=repr(name), place="[search] sampler")
+    number = len(observations)
+    if number > stage.trials:
+        raise SearchError(f"a stage has at most {stage.trials} trials", actual=number, place=stage.name)
+    if number in (0, stage.trials):
+        return stage.order[: stage.trials - number][:1]
+    size = min(1 if stage.effort.faithful else stage.effort.batch, stage.trials - number)
+    if enumerates(stage, name):
+        return stage.order[number : number + size]
+    if number <= stage.effort.initial:
+        size = min(size, 1 + stage.effort.initial - number)
+        return _initial(stage, observations, seed, size, name)
+    return _suggested(stage, observations, seed, size, name, earlier)
 
 
-def suggest_uniform(stage: Stage, observations: Sequence[Observation], seed: int, number: int) -> int:
-    """The anchor, the next candidate of an enumerated domain, or one of the unseen candidates, uniformly."""
-    check_number(stage, number)
-    if number == 0 or stage.enumerated:
-        return stage.order[number]
-    free = unseen(stage, observations)
-    generator = numpy.random.Generator(numpy.random.PCG64(derived_seed(seed, stage, number)))
-    return free[int(generator.integers(len(free)))]
-
-
-def is_initial(stage: Stage, number: int) -> bool:
-    """Whether trial ``number`` needs no model: the anchor, the uniform points, every trial of a small domain."""
-    check_number(stage, number)
-    return stage.enumerated or number <= stage.initial
+def enumerates(stage: Stage, name: str = "expected-improvement") -> bool:
+    """Whether all candidates are tried in order of preference: where they fit into trials that cannot end early."""
+    return stage.enumerated and (stage.effort.faithful or not stage.effort.tolerance or name != SAMPLERS[0])
 
 
 def unseen(stage: Stage, observations: Sequence[Observation]) -> tuple[int, ...]:
-    """The candidates without an observation, in order of preference; SearchError if there are none."""
+    """The candidates without an observation, in order of preference."""
     seen = {observation.candidate for observation in observations}
-    free = tuple(index for index in range(len(stage.candidates)) if index not in seen)
-    if not free:
-        raise SearchError("a suggestion needs a candidate that is not evaluated yet", place=stage.name)
-    return free
+    return tuple(index for index in range(len(stage.candidates)) if index not in seen)
 
 
 def derived_seed(seed: int, stage: Stage, number: int) -> int:
@@ -74,7 +83,46 @@ def derived_seed(seed: int, stage: Stage, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % 2**31
 
 
-def check_number(stage: Stage, number: int) -> None:
-    """SearchError unless the stage has a trial ``number``."""
-    if not 0 <= number < stage.trials:
-        raise SearchError(f"a trial number must be in [0, {stage.trials - 1}]", actual=number, place=stage.name)
+def _initial(stage: Stage, observations: Sequence[Observation], seed: int, size: int, name: str) -> tuple[int, ...]:
+    if stage.effort.faithful or name != SAMPLERS[0]:
+        return uniform(stage, observations, seed, size)
+    return spread(stage, observations, seed, size)
+
+
+def uniform(stage: Stage, observations: Sequence[Observation], seed: int, size: int) -> tuple[int, ...]:
+    """``size`` unseen candidates, uniformly; each trial has its own random stream."""
+    free = list(unseen(stage, observations))
+    chosen = []
+    for number in range(len(observations), len(observations) + size):
+        generator = numpy.random.Generator(numpy.random.PCG64(derived_seed(seed, stage, number)))
+        chosen.append(free.pop(int(generator.integers(len(free)))))
+    return tuple(chosen)
+
+
+def spread(stage: Stage, observations: Sequence[Observation], seed: int, size: int) -> tuple[int, ...]:
+    """``size`` unseen candidates, each far from all others (placeholder of the low-discrepancy points)."""
+    return uniform(stage, observations, seed, size)
+
+
+def _suggested(
+    stage: Stage, observations: Sequence[Observation], seed: int, size: int, name: str, earlier: Sequence[Explored]
+) -> tuple[int, ...]:
+    number = len(observations)
+    if name == "random":
+        return uniform(stage, observations, seed, size)
+    if name in ("tpe", "gp"):
+        from scheduler_search.search.sampler import stand_in
+
+        return stand_in(name, stage, observations, size, derived_seed(seed, stage, number))
+    free = unseen(stage, observations)
+    with _quiet_import():
+        from scheduler_search.search.gaussian_process import most_improving
+    return (most_improving(stage, observations, free, derived_seed(seed, stage, number)),)
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # linear_operator, below GPyTorch, still compiles with torch.jit.script when it is first imported.
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=DeprecationWarning)
+        yield

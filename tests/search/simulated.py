@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy
 
-from scheduler_search.search import Algorithm, GSearch, Observation, Stage, decide, observe, suggest
+from scheduler_search.search import Algorithm, GSearch, Observation, Stage, decide, next_batch, observe
 from scheduler_search.search.stage import Candidate, Effort
 from scheduler_search.study.states import Decision
 
 Scores = Callable[[tuple[float, ...]], Sequence[float]]
-Choose = Callable[[Stage, Sequence[Observation], int], int]
+Choose = Callable[[Stage, Sequence[Observation]], Sequence[int]]
 
 
 def stage_of(rates: Sequence[float], *, penalty: float = 0.01, initial: int = 10, iterations: int = 20) -> Stage:
@@ -41,9 +41,8 @@ def observe_candidate(stage: Stage, candidate: int, scores: Scores) -> Observati
 
 def run_stage(stage: Stage, scores: Scores, choose: Choose) -> tuple[Decision, list[Observation]]:
     observations: list[Observation] = []
-    for number in range(stage.trials):
-        candidate = choose(stage, observations, number)
-        observations.append(observe_candidate(stage, candidate, scores))
+    while batch := choose(stage, observations):
+        observations += [observe_candidate(stage, candidate, scores) for candidate in batch]
     return decide(stage, observations), observations
 
 
@@ -55,7 +54,7 @@ def run_algorithm(algorithm: Algorithm, scores: Scores, choose: Choose) -> list[
 
 
 def expected_improvement(seed: int) -> Choose:
-    return lambda stage, observations, number: suggest(stage, observations, seed, number)
+    return lambda stage, observations: next_batch(stage, observations, seed)
 
 
 def threshold_scores(samples: int, needed: float, spread: float, seed: int) -> Scores:
