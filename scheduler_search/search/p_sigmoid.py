@@ -6,25 +6,19 @@ which order candidates are tried.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from scheduler_search.errors import SearchError
 from scheduler_search.schedule.budget import sigmoid_rates_for_flops
 from scheduler_search.schedule.cost import ModelShape, SplitCost
-from scheduler_search.schedule.counts import keep_counts
 from scheduler_search.schedule.families import sigmoid
 from scheduler_search.search.stage import Candidate, Effort, Stage
+from scheduler_search.search.steepness import SplitCounts, steepest, steepness_coordinate, steepness_grid
 from scheduler_search.study.states import Decision
 
 GRID = 257
-
-# Neighbouring layers are at least 1/2 from the midpoint, so beyond this k the rates differ from their limit by less
-# than e^-512: no keep count can change any more.
-_LIMIT = 1024.0
-_BISECTIONS = 30
 
 
 @dataclass(frozen=True)
@@ -101,33 +95,16 @@ class PSigmoid:
         )
 
     def _candidates(self) -> tuple[Candidate, ...]:
-        steepest = self._steepest()
+        counts = SplitCounts(self.vision_tokens)
+        end = steepest(lambda k: counts(self._rates(k)))
         cost = SplitCost(self.shape, self.vision_tokens, self.text_tokens)
-        distinct: dict[tuple[int, ...], Candidate] = {}
-        for k in _grid(steepest):
+        distinct: dict[bytes, Candidate] = {}
+        for k in steepness_grid(end, GRID):
             rates = self._rates(k)
-            feature = math.log1p(k) / math.log1p(steepest) if steepest else 0.0
-            counts = self._counts(rates)
-            if counts not in distinct:
-                distinct[counts] = Candidate(k, rates, 0.0, (min(feature, 1.0),), cost(rates))
+            key = counts(rates)
+            if key not in distinct:
+                distinct[key] = Candidate(k, rates, 0.0, (steepness_coordinate(k, end),), cost(rates))
         return tuple(sorted(distinct.values(), key=lambda candidate: (candidate.flops, candidate.value)))
-
-    def _steepest(self) -> float:
-        """The smallest k found, by halving and bisection, from which on the counts are those of the limit."""
-        limit = self._counts(self._rates(_LIMIT))
-        if self._counts(self._rates(0.0)) == limit:
-            return 0.0
-        low, high = 0.0, _LIMIT
-        while high > 2.0**-20 and self._counts(self._rates(high / 2)) == limit:
-            high /= 2
-        low = high / 2
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            if self._counts(self._rates(middle)) == limit:
-                high = middle
-            else:
-                low = middle
-        return high
 
     def _rates(self, k: float) -> tuple[float, ...]:
         if isinstance(self.budget, MeanKeepRate):
@@ -135,17 +112,3 @@ class PSigmoid:
         return sigmoid_rates_for_flops(
             self.shape, k, self.budget.flops, self.vision_tokens, self.text_tokens, self.first_layer
         )
-
-    def _counts(self, rates: Sequence[float]) -> tuple[int, ...]:
-        return tuple(count for tokens in self._distinct for count in keep_counts(rates, tokens))
-
-    @cached_property
-    def _distinct(self) -> tuple[int, ...]:
-        return tuple(sorted(set(self.vision_tokens)))
-
-
-def _grid(steepest: float) -> Iterator[float]:
-    """``GRID`` values of k from 0 to ``steepest``, uniform in log(1 + k)."""
-    end = math.log1p(steepest)
-    for index in range(GRID):
-        yield steepest if index == GRID - 1 else math.expm1(end * index / (GRID - 1))

@@ -1,0 +1,60 @@
+"""The steepness k of a sigmoid schedule as a finite axis: from the uniform schedule up to where no count changes.
+
+Knows: keep counts of a split, and spacing that is uniform in log(1 + k). Does not know: budgets, scores or costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+# Neighbouring layers are at least 1/2 from the midpoint, so beyond this k the rates differ from their limit by less
+# than e^-512: no keep count can change any more.
+_LIMIT = 1024.0
+_BISECTIONS = 30
+
+
+class SplitCounts:
+    """Keep counts of all samples of a split as one hashable value: equal values are one evaluation."""
+
+    def __init__(self, vision_tokens: Sequence[int]) -> None:
+        import numpy  # 80 ms that an import of the package does not owe
+
+        self._tokens = numpy.array(sorted(set(vision_tokens)), dtype=numpy.float64)[:, None]
+
+    def __call__(self, keep_rates: Sequence[float]) -> bytes:
+        """Counts under ``keep_rates``, rounded as by ``counts.keep_count``."""
+        import numpy  # see __init__
+
+        kept = numpy.clip(numpy.floor(numpy.asarray(keep_rates) * self._tokens + 0.5), 0.0, self._tokens)
+        return kept.astype(numpy.int64).tobytes()
+
+
+def steepest(counts_at: Callable[[float], Hashable]) -> float:
+    """The smallest k found, by halving and bisection, from which on ``counts_at(k)`` is that of the limit."""
+    limit = counts_at(_LIMIT)
+    if counts_at(0.0) == limit:
+        return 0.0
+    high = _LIMIT
+    while high > 2.0**-20 and counts_at(high / 2) == limit:
+        high /= 2
+    low = high / 2
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if counts_at(middle) == limit:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def steepness_grid(end: float, size: int) -> Iterator[float]:
+    """``size`` values of k from 0 to ``end``, uniform in log(1 + k)."""
+    top = math.log1p(end)
+    for index in range(size):
+        yield end if index == size - 1 else math.expm1(top * index / (size - 1))
+
+
+def steepness_coordinate(k: float, end: float) -> float:
+    """Position of k on the axis from 0 to ``end``, in [0, 1]."""
+    return min(math.log1p(k) / math.log1p(end), 1.0) if end else 0.0
