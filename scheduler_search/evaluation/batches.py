@@ -1,7 +1,7 @@
-"""The inputs of one chunk: prompts and images through the processor once, vision features once.
+"""The inputs of one chunk: prompts and images through the processor, vision features once.
 
-Knows: how a chunk of samples becomes one left-padded batch, what of it is kept, and that the vision tower runs once for
-it. Does not know: reductions, metrics, which split the chunk is from.
+Knows: how a chunk of samples becomes left-padded batches, its parts, what of them is kept, and that the vision tower
+runs once for each. Does not know: reductions, metrics, which split the chunk is from.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from scheduler_search.errors import ModelError
+from scheduler_search.evaluation.layout import parts_of
 from scheduler_search.evaluation.prompts import Prompt
 from scheduler_search.evaluation.samples import Sample
 from scheduler_search.runtime import vision_tokens
@@ -26,7 +27,7 @@ Features = Tensor | Sequence["Features"]
 
 @dataclass(frozen=True)
 class Batch:
-    """One chunk as the processor made it, on the host.
+    """Samples as the processor made them, on the host.
 
     Args:
         language: arguments of the language model, among them input_ids [B, S] and attention_mask [B, S].
@@ -41,12 +42,23 @@ class Batch:
         """[B, S], padded on the left."""
         return self.language["input_ids"]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sample, text and vision, without padding."""
+        lengths: list[int] = self.language["attention_mask"].sum(1).tolist()
+        return lengths
 
-class Chunk:
-    """A batch whose vision features are computed on first use and then kept on the host; the pixels are let go."""
 
-    def __init__(self, batch: Batch) -> None:
+class Part:
+    """A batch whose vision features are computed on first use and then kept on the host; the pixels are let go.
+
+    Args:
+        rows: which samples of its chunk it holds; all of them by default.
+    """
+
+    def __init__(self, batch: Batch, rows: Sequence[int] | None = None) -> None:
         self.language = batch.language
+        self.rows = tuple(range(len(batch.input_ids)) if rows is None else rows)
         self._vision: dict[str, Tensor] | None = batch.vision
         self._features: ModelOutput | None = None
 
@@ -103,6 +115,15 @@ def _count(features: Features) -> int:
     if isinstance(features, Tensor):
         return features.numel() // features.shape[-1]
     return sum(map(_count, features))
+
+
+def make_parts(samples: Sequence[Sample], prompt: Prompt, model: Any) -> tuple[Part, ...]:
+    """The samples of a chunk as one batch, or as several where their lengths differ much (``layout``)."""
+    whole = make_batch(samples, prompt, model)
+    parts = parts_of(whole.lengths)
+    if len(parts) == 1:
+        return (Part(whole),)
+    return tuple(Part(make_batch([samples[row] for row in rows], prompt, model), rows) for rows in parts)
 
 
 def make_batch(samples: Sequence[Sample], prompt: Prompt, model: Any) -> Batch:

@@ -5,15 +5,16 @@ Knows: the ingredients of the evaluation key that an executor is responsible for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.metadata import version
 
 import torch
 
-from scheduler_search.evaluation.metrics import Metric
+from scheduler_search.evaluation.layout import LAYOUT_VERSION
+from scheduler_search.evaluation.measures import Measure
+from scheduler_search.evaluation.metrics import FIDELITY_VERSION
 from scheduler_search.evaluation.models import LoadedModel
 from scheduler_search.evaluation.prompts import Prompt
-from scheduler_search.evaluation.scoring import SCORING_VERSION, Mode
+from scheduler_search.evaluation.scoring import SCORING_VERSION, Decoding
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "pillow", "numpy")
 
@@ -42,18 +43,23 @@ def software_context(threads: int) -> dict[str, object]:
 
 
 def data_context(
-    *, split_digest: str, chunk_size: int, metric: Metric, mode: Mode, max_new_tokens: int, end_tokens: object
+    *, split_digest: str, chunk_size: int, measure: Measure, decoding: Decoding, end_tokens: object
 ) -> dict[str, object]:
-    """Data, chunk layout, metric, and generation settings; a single prefill has none but itself."""
-    generation: Mapping[str, object] = {"mode": mode}
-    if mode == "generate":
-        generation = {"mode": mode, "max_new_tokens": max_new_tokens, "end_tokens": end_tokens}
-    return {
+    """Data, chunk layout, measure, and generation settings; a single prefill has none but itself."""
+    metric = measure.metric
+    context: dict[str, object] = {
         "data": split_digest,
         "chunk_size": chunk_size,
+        "layout": LAYOUT_VERSION,
         "metric": [metric.name, metric.version],
-        "generation": dict(generation),
+        "generation": {"mode": decoding.mode},
     }
+    if decoding.mode == "generate":
+        settings = {"max_new_tokens": decoding.max_new_tokens, "end_tokens": end_tokens}
+        context["generation"] = {"mode": decoding.mode, **settings}
+    if measure.needs_fidelity and metric.score is not None:  # else the metric says it
+        context["fidelity"] = {"weight": measure.weight, "version": FIDELITY_VERSION}
+    return context
 
 
 def dtype_name(loaded: LoadedModel) -> str:

@@ -1,4 +1,5 @@
-"""The JSONL data set: one ``{"image": path, "question": text, "answers": [text, ...]}`` per line.
+"""The JSONL data set: one ``{"image": path, "question": text, "answers": [text, ...]}`` per line; ``answers`` may be
+absent where nothing is compared with them.
 
 Knows: the format and every way a file of it can be wrong, each told with file and line. All images are read and decoded
 once here, so that a broken one is an error before a study starts. Does not know: splits, models.
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 _KEYS = ("image", "question", "answers")
 
 
-def read_jsonl(path: Path, images: Path) -> tuple[Sample, ...]:
+def read_jsonl(path: Path, images: Path, *, labelled: bool = True) -> tuple[Sample, ...]:
     """All samples of the file, in its order; blank lines are skipped.
 
     Args:
         images: folder that relative image paths are relative to.
+        labelled: whether every sample must have answers.
 
     Raises:
         DataError: the file or an image is missing or unreadable, a line is malformed, or there is no sample.
@@ -36,7 +38,7 @@ def read_jsonl(path: Path, images: Path) -> tuple[Sample, ...]:
     samples = []
     for number, line in enumerate(_lines(path), start=1):
         if line.strip():
-            samples.append(_sample(line, f"{path.name}, line {number}", images, digests))
+            samples.append(_sample(line, f"{path.name}, line {number}", images, digests, labelled))
     if not samples:
         raise DataError("a data set must have at least one sample", place=str(path))
     return tuple(samples)
@@ -65,15 +67,18 @@ def _lines(path: Path) -> list[str]:
         raise DataError("the data file must be UTF-8 text", actual=str(error), place=str(path)) from error
 
 
-def _sample(line: str, place: str, folder: Path, digests: dict[Path, str]) -> Sample:
+def _sample(line: str, place: str, folder: Path, digests: dict[Path, str], labelled: bool) -> Sample:
     record = _record(line, place)
+    if labelled and "answers" not in record:
+        remedy = 'add them; data without answers can be searched with [data] metric = "fidelity"'
+        raise DataError("a sample must have the key 'answers'", place=place, remedy=remedy)
     image = folder / _text(record["image"], "image", place)
     if image not in digests:
         digests[image] = _image_digest(image, place)
     return Sample(
         id=place,
         question=_text(record["question"], "question", place),
-        answers=_answers(record["answers"], place),
+        answers=_answers(record["answers"], place) if "answers" in record else (),
         image_digest=digests[image],
         load_image=partial(load_image, image),
     )
@@ -91,7 +96,7 @@ def _record(line: str, place: str) -> dict[str, object]:
             near = difflib.get_close_matches(str(key), _KEYS, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else None
             raise DataError(f"a sample has the keys {', '.join(_KEYS)}", actual=repr(key), place=place, remedy=remedy)
-    for key in _KEYS:
+    for key in ("image", "question"):
         if key not in record:
             raise DataError(f"a sample must have the key {key!r}", place=place)
     return record

@@ -6,45 +6,28 @@ Does not know: the study database, or why a task is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 
 import torch
 
 from scheduler_search.errors import DataError
 from scheduler_search.evaluation import scoring
-from scheduler_search.evaluation.batches import Batch, Chunk, make_batch
-from scheduler_search.evaluation.context import (
-    attention_name,
-    data_context,
-    device_kind,
-    dtype_name,
-    model_context,
-    software_context,
-)
-from scheduler_search.evaluation.metrics import metric_of
+from scheduler_search.evaluation.batches import Part
+from scheduler_search.evaluation.context import attention_name, device_kind, dtype_name
+from scheduler_search.evaluation.fidelity import Reference, ReferenceStore
+from scheduler_search.evaluation.layout import Place
+from scheduler_search.evaluation.measures import measure_of
 from scheduler_search.evaluation.models import LoadedModel, load_model
 from scheduler_search.evaluation.prefixes import PrefixStore, default_budget
+from scheduler_search.evaluation.prepared import PreparedSplit, prepare
 from scheduler_search.evaluation.prompts import Prompt, make_prompt
-from scheduler_search.evaluation.samples import Sample, split_digest
+from scheduler_search.evaluation.samples import Sample
 from scheduler_search.evaluation.sources import Splits, read_splits
-from scheduler_search.runtime import Plan, PrefixRun, can_resume, identify, model_shape, vision_tokens
-from scheduler_search.schedule.canonical import digest_of
+from scheduler_search.runtime import Plan, PrefixRun, can_resume, identify, model_shape
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import ChunkResult, ChunkTask, ModelDescription, SplitDescription, SplitName
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A split with its prepared chunks."""
-
-    samples: tuple[Sample, ...]
-    chunks: tuple[Chunk, ...]
-    mode: scoring.Mode
-    context: dict[str, object]
-    description: SplitDescription
 
 
 class LocalExecutor:
@@ -54,19 +37,20 @@ class LocalExecutor:
     Scores do not depend on the order of tasks, and running a task again gives the same scores bit for bit.
 
     Args:
-        prefix_memory: bytes of host memory for the prefixes of tasks that share their first layers (``PrefixStore``);
-            0 to run every task from the embeddings. No score depends on it.
+        prefix_memory: bytes of host memory for the prefixes of tasks that share their first layers (``PrefixStore``)
+            and for what fidelities are compared with (``ReferenceStore``); 0 to keep neither. None for that of the
+            study, or else a quarter of the memory of this machine. No score depends on it.
     """
 
     def __init__(self, definition: StudyDefinition, *, prefix_memory: int | None = None) -> None:
         self._definition = definition
-        self._prefix_memory = default_budget() if prefix_memory is None else prefix_memory
-        self._prefixes = PrefixStore(self._prefix_memory)
-        self._metric = metric_of(definition.data.metric)
+        asked = definition.workers.prefix_bytes if prefix_memory is None else prefix_memory
+        self._memory = default_budget() if asked is None else asked
+        self._prefixes, self._references = self._empty_stores()
         self._splits: Splits | None = None
         self._loaded: LoadedModel | None = None
         self._prompt: Prompt | None = None
-        self._ready: dict[SplitName, _Ready] = {}
+        self._ready: dict[SplitName, PreparedSplit] = {}
         torch.set_num_threads(definition.workers.threads)
 
     def model(self) -> ModelDescription:
@@ -91,10 +75,10 @@ class LocalExecutor:
         """The ingredients of the split's ``context_digest``."""
         return dict(self._prepare(name).context)
 
-    def run(self, tasks: Sequence[ChunkTask]) -> Iterator[ChunkResult]:
+    def run(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
         """Run the tasks one after the other, in the order given; nothing is held between two results."""
         for task in tasks:
-            yield ChunkResult(task, self._score(task))
+            yield ChunkResult(task, self._values(task))
 
     def prefill_milliseconds(self, split: SplitName, reductions: Sequence[Reduction]) -> tuple[float, ...]:
         """Median wall time of the prefill of the split's first chunk under each reduction, measured side by side."""
@@ -105,35 +89,57 @@ class LocalExecutor:
         """Release the model and its stores; whatever is asked for next loads them again."""
         self._splits = self._loaded = self._prompt = None
         self._ready.clear()
-        self._prefixes = PrefixStore(self._prefix_memory)
+        self._prefixes, self._references = self._empty_stores()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _score(self, task: ChunkTask) -> tuple[float, ...]:
-        loaded, _ = self._load()
+    def _values(self, task: ChunkTask) -> tuple[float, ...]:
+        """Of the chunk's samples, in the order of the split, whatever the order of its parts."""
         ready = self._prepare(task.split)
-        run = self._prefix_run(task, ready, loaded)
-        predictions = scoring.predict(
-            loaded,
-            ready.chunks[task.chunk],
-            task.reduction,
-            ready.mode,
-            self._definition.data.max_new_tokens,
-            run,
-        )
-        if run is not None:
-            self._prefixes.keep(task, run)
-        start = task.chunk * ready.description.chunk_size
-        return scoring.score(self._metric, predictions, ready.samples[start : start + len(predictions)])
+        values: dict[int, float] = {}
+        for index, part in enumerate(ready.chunks[task.chunk]):
+            found = self._part_values(task, index, part, ready)
+            values |= dict(zip(part.rows, found, strict=True))
+        return tuple(values[row] for row in sorted(values))
 
-    def _prefix_run(self, task: ChunkTask, ready: _Ready, loaded: LoadedModel) -> PrefixRun | None:
-        """None where a task must run whole: see ``can_resume``, and ``PrefixRun.check`` for generation."""
-        size = ready.description.chunk_size
-        vision = ready.description.vision_tokens[task.chunk * size : (task.chunk + 1) * size]
+    def _part_values(self, task: ChunkTask, index: int, part: Part, ready: PreparedSplit) -> tuple[float, ...]:
+        loaded, _ = self._load()
+        measure = ready.measure
+        prefix = self._prefix_run(task, index, ready, loaded)
+        outcome = scoring.run(
+            loaded,
+            part,
+            task.reduction,
+            ready.decoding,
+            prefix=prefix,
+            reference=self._reference((task.split, task.chunk, index), part, ready) if measure.needs_fidelity else None,
+            answers=measure.needs_answers,
+        )
+        if prefix is not None:
+            self._prefixes.keep(task, index, prefix)
+        return measure.values(outcome, ready.part_samples(task.chunk, index))
+
+    def _prefix_run(self, task: ChunkTask, part: int, ready: PreparedSplit, loaded: LoadedModel) -> PrefixRun | None:
+        """None where a part must run whole: see ``can_resume``, and ``PrefixRun.check`` for generation."""
+        vision = ready.vision_tokens(task.chunk, part)
         reduces = Plan.of(task.reduction.keep_rates, vision).reduces
-        if not self._prefix_memory or not can_resume(loaded.model) or (ready.mode == "generate" and not reduces):
+        generates = ready.decoding.mode == "generate"
+        if not self._memory or not can_resume(loaded.model) or (generates and not reduces):
             return None
-        return self._prefixes.run(task, vision)
+        return self._prefixes.run(task, part, vision)
+
+    def _reference(self, place: Place, part: Part, ready: PreparedSplit) -> Reference:
+        reference = self._references.get(place)
+        if reference is None:
+            reference = scoring.make_reference(self._load()[0], part, ready.decoding)
+            self._references.keep(place, reference)
+        return reference
+
+    def _empty_stores(self) -> tuple[PrefixStore, ReferenceStore]:
+        """Stores that share the memory: a quarter for references, where a split of the study needs any."""
+        compares = any(measure_of(self._definition, name).needs_fidelity for name in self._definition.data.splits)
+        references = self._memory // 4 if compares else 0
+        return PrefixStore(self._memory - references), ReferenceStore(references)
 
     def _load(self) -> tuple[LoadedModel, Prompt]:
         if self._loaded is None or self._prompt is None:
@@ -149,49 +155,8 @@ class LocalExecutor:
             raise DataError(f"the study must have a {name} split", remedy=f"add {name} = {{ samples = ... }} to [data]")
         return self._splits[name]
 
-    def _prepare(self, name: SplitName) -> _Ready:
+    def _prepare(self, name: SplitName) -> PreparedSplit:
         if name not in self._ready:
-            self._ready[name] = self._read_and_batch(name)
+            samples = self._samples(name)
+            self._ready[name] = prepare(name, samples, *self._load(), self._definition)
         return self._ready[name]
-
-    def _read_and_batch(self, name: SplitName) -> _Ready:
-        samples = self._samples(name)
-        loaded, prompt = self._load()
-        size = self._definition.data.chunk
-        batches = [
-            make_batch(samples[start : start + size], prompt, loaded.model) for start in range(0, len(samples), size)
-        ]
-        mode = scoring.answer_mode(
-            samples, loaded.processor.tokenizer, self._metric, self._definition.data.max_new_tokens
-        )
-        context = self._context(samples, mode)
-        vision, text = _token_counts(batches, loaded)
-        description = SplitDescription(name, split_digest(samples), digest_of(context), size, vision, text)
-        return _Ready(samples, tuple(Chunk(batch) for batch in batches), mode, context, description)
-
-    def _context(self, samples: tuple[Sample, ...], mode: scoring.Mode) -> dict[str, object]:
-        loaded, prompt = self._load()
-        data = self._definition.data
-        return {
-            **model_context(loaded, prompt),
-            **software_context(self._definition.workers.threads),
-            **data_context(
-                split_digest=split_digest(samples),
-                chunk_size=data.chunk,
-                metric=self._metric,
-                mode=mode,
-                max_new_tokens=data.max_new_tokens,
-                end_tokens=loaded.model.generation_config.eos_token_id,
-            ),
-        }
-
-
-def _token_counts(batches: Sequence[Batch], loaded: LoadedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Vision tokens and text tokens of every sample, in order."""
-    vision: list[int] = []
-    text: list[int] = []
-    for batch in batches:
-        marks = vision_tokens(loaded.model, batch.input_ids).sum(1)
-        vision += marks.tolist()
-        text += (batch.language["attention_mask"].sum(1) - marks).tolist()
-    return tuple(vision), tuple(text)

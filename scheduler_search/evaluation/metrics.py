@@ -1,6 +1,7 @@
 """The metrics by name: each turns one generated text and the sample's answers into a score in [0, 1].
 
-Knows: ``exact-match`` and ``vqa-accuracy`` and their versions. Does not know: how the text was generated.
+Knows: ``exact-match`` and ``vqa-accuracy``, their versions, and that ``fidelity`` is one without texts. Does not know:
+how the text was generated.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from scheduler_search.errors import DataError
 from scheduler_search.evaluation import vqa
 
+# Part of the key of every evaluation that a fidelity enters.
+FIDELITY_VERSION = 1
+
 _TRAILING_PUNCTUATION = ".,;:!?"
 
 
@@ -20,13 +24,14 @@ class Metric:
 
     Args:
         normalise: the form in which the metric compares two texts.
-        score: (prediction, answers) to a number in [0, 1]; the order of the answers does not matter.
+        score: (prediction, answers) to a number in [0, 1]; the order of the answers does not matter. None for the
+            fidelity, which compares distributions instead of texts.
     """
 
     name: str
     version: int
     normalise: Callable[[str], str]
-    score: Callable[[str, Sequence[str]], float]
+    score: Callable[[str, Sequence[str]], float] | None
 
 
 def normalise_exactly(text: str) -> str:
@@ -44,6 +49,7 @@ _METRICS = {
     for metric in (
         Metric("exact-match", 1, normalise_exactly, exact_match),
         Metric("vqa-accuracy", 1, vqa.normalise, vqa.soft_score),
+        Metric("fidelity", FIDELITY_VERSION, normalise_exactly, None),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Prefixes of the chunks of a search, kept on the host under a memory budget.
+"""Prefixes of the batches of a search, kept on the host under a memory budget.
 
 Knows: which of the kept prefixes a reduction can start from, which one is worth keeping next, and what goes when memory
 is short. Does not know: models. Nothing here can change a score: a prefix is used only where it fits exactly, and what
@@ -12,17 +12,16 @@ from dataclasses import dataclass
 
 import torch
 
+from scheduler_search.evaluation.layout import Place
 from scheduler_search.rule import Rule
 from scheduler_search.runtime import Plan, Prefix, PrefixRun, same_rules
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.values import ChunkTask, SplitName
 
-Place = tuple[SplitName, int]
-
 
 @dataclass(frozen=True)
 class _Group:
-    """Prefixes that one stage of a search uses: one of each chunk."""
+    """Prefixes that one stage of a search uses: one of each batch."""
 
     split: SplitName
     keep_rates: tuple[float, ...]
@@ -37,7 +36,7 @@ class _Entry:
 
 
 class PrefixStore:
-    """The prefixes of one executor, by split and chunk.
+    """The prefixes of one executor, by split, chunk and part of the chunk.
 
     When memory is short, prefixes of other stages than the newcomer's go, the longest unused first. Those of its own
     stage stay, and the newcomer is not kept: a stage visits its chunks in turns, and the longest unused would always be
@@ -53,14 +52,15 @@ class PrefixStore:
         self._uses = 0
         self.bytes = 0
 
-    def run(self, task: ChunkTask, vision_tokens: tuple[int, ...]) -> PrefixRun:
-        """The deepest prefix that the task can start from, and what it should keep.
+    def run(self, task: ChunkTask, part: int, vision_tokens: tuple[int, ...]) -> PrefixRun:
+        """The deepest prefix that a part of the task can start from, and what it should keep.
 
         Args:
-            vision_tokens: N of the chunk's samples.
+            vision_tokens: N of the part's samples.
         """
         plan = Plan.of(task.reduction.keep_rates, vision_tokens)
-        fitting = [entry for entry in self._entries.get(_place(task), []) if entry.prefix.fits(task.reduction, plan)]
+        kept = self._entries.get(_place(task, part), [])
+        fitting = [entry for entry in kept if entry.prefix.fits(task.reduction, plan)]
         best = max(fitting, key=lambda entry: entry.prefix.layer, default=None)
         if best is not None:
             self._uses += 1
@@ -70,11 +70,11 @@ class PrefixStore:
         capture = task.shared_layers if first < task.shared_layers < len(task.reduction.keep_rates) else None
         return PrefixRun(task.reduction, start, capture)
 
-    def keep(self, task: ChunkTask, run: PrefixRun) -> None:
-        """Keep what the task's run captured, instead of the prefixes that lead to it, if memory allows."""
+    def keep(self, task: ChunkTask, part: int, run: PrefixRun) -> None:
+        """Keep what the part's run captured, instead of the prefixes that lead to it, if memory allows."""
         if run.captured is None:
             return
-        prefix, place = run.captured.to(torch.device("cpu")), _place(task)
+        prefix, place = run.captured.to(torch.device("cpu")), _place(task, part)
         group = _group(task.split, prefix)
         passed = [entry for entry in self._entries.get(place, []) if _leads_to(entry.prefix, prefix)]
         needed = self.bytes + prefix.bytes - sum(entry.prefix.bytes for entry in passed) - self._budget
@@ -110,8 +110,8 @@ def default_budget() -> int:
     return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")) // 4
 
 
-def _place(task: ChunkTask) -> Place:
-    return task.split, task.chunk
+def _place(task: ChunkTask, part: int) -> Place:
+    return task.split, task.chunk, part
 
 
 def _group(split: SplitName, prefix: Prefix) -> _Group:

@@ -22,6 +22,7 @@ class Sample:
 
     Args:
         id: where the sample came from, for messages ("vqa.jsonl, line 3").
+        answers: none for a sample without labels.
         image_digest: over the content of the image; samples with equal digests are never in two splits.
         load_image: opens the image, RGB.
     """

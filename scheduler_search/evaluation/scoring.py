@@ -1,21 +1,25 @@
-"""Scoring one chunk under a reduction.
+"""Running one part of a chunk under a reduction.
 
-Knows: when one prefill is enough and how an answer is read from it, greedy generation, and the wall time of a prefill.
-Does not know: where chunks come from, or what the scores are for.
+Knows: when one prefill is enough and how an answer is read from it, greedy generation, how both are compared with the
+unreduced model's, and the wall time of a prefill. Does not know: where parts come from, or what the answers are for.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from scheduler_search.errors import UnsupportedError
-from scheduler_search.evaluation.batches import Chunk
+from scheduler_search.evaluation.batches import Part
+from scheduler_search.evaluation.fidelity import Driver, Recorder, Reference, divergence
+from scheduler_search.evaluation.measures import Outcome
 from scheduler_search.evaluation.metrics import Metric
 from scheduler_search.evaluation.models import LoadedModel
 from scheduler_search.evaluation.samples import Sample
@@ -29,13 +33,24 @@ REPEATS = 9
 Mode = Literal["prefill", "generate"]
 
 
-def answer_mode(samples: Iterable[Sample], tokenizer: Any, metric: Metric, max_new_tokens: int) -> Mode:
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are read from the model: from one prefill, or by greedy generation of so many tokens."""
+
+    mode: Mode
+    max_new_tokens: int
+
+
+def answer_mode(samples: Sequence[Sample], tokenizer: Any, metric: Metric, max_new_tokens: int) -> Mode:
     """``prefill`` where every answer is one token, so that the first generated token says it all; else ``generate``.
 
-    An answer is one token if the tokenizer gives one known id for it whose text the metric takes for the answer.
+    An answer is one token if the tokenizer gives one known id for it whose text the metric takes for the answer. What
+    the answer to a sample without labels is, nobody knows.
     """
     if max_new_tokens == 1:
         return "prefill"
+    if not all(sample.answers for sample in samples):
+        return "generate"
     answers = sorted({answer for sample in samples for answer in sample.answers})
     return "prefill" if all(_is_one_token(answer, tokenizer, metric) for answer in answers) else "generate"
 
@@ -47,30 +62,71 @@ def _is_one_token(answer: str, tokenizer: Any, metric: Metric) -> bool:
     return metric.normalise(tokenizer.decode(ids, skip_special_tokens=True)) == metric.normalise(answer)
 
 
-def predict(
+def run(
     loaded: LoadedModel,
-    chunk: Chunk,
+    part: Part,
     reduction: Reduction,
-    mode: Mode,
-    max_new_tokens: int,
+    decoding: Decoding,
+    *,
     prefix: PrefixRun | None = None,
-) -> list[str]:
-    """The model's answer to every sample of the chunk, without special tokens.
+    reference: Reference | None = None,
+    answers: bool = True,
+) -> Outcome:
+    """The model's answers to the samples of a part, without special tokens, and their fidelities.
 
     Args:
         prefix: of this reduction, where the prefill starts and what is kept of it; None for the whole, keeping nothing.
+        reference: what the fidelities are to; None for none.
+        answers: whether answers are asked for; without them, a generation is driven along the reference alone.
     """
     _check_features_serve(reduction)
+    model, tokens, fidelities = loaded.model, None, None
     with torch.inference_mode():
-        arguments = chunk.arguments(loaded.model, loaded.device)
-        with apply_reduction(loaded.model, reduction) if prefix is None else apply_prefix(loaded.model, prefix):
-            if mode == "prefill":
-                tokens = first_logits(loaded.model, arguments).argmax(-1, keepdim=True)
+        arguments = part.arguments(model, loaded.device)
+        with apply_reduction(model, reduction) if prefix is None else apply_prefix(model, prefix):
+            if decoding.mode == "prefill":
+                logits = first_logits(model, arguments)
+                tokens = logits.argmax(-1, keepdim=True)
+                if reference is not None:
+                    fidelities = reference.fidelity([divergence(reference.logits[0].to(logits.device), logits)])
             else:
-                output = loaded.model.generate(**arguments, max_new_tokens=max_new_tokens, do_sample=False)
-                tokens = output[:, arguments["input_ids"].shape[1] :]
-    answers: list[str] = loaded.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return answers
+                if reference is not None:
+                    driver = Driver(reference)
+                    _generate(model, arguments, decoding, driver)
+                    fidelities = reference.fidelity(driver.divergences)
+                if answers:
+                    tokens = _generate(model, arguments, decoding)
+    texts = _texts(loaded, tokens) if answers and tokens is not None else None
+    return Outcome(texts, fidelities)
+
+
+def make_reference(loaded: LoadedModel, part: Part, decoding: Decoding) -> Reference:
+    """What the unreduced model answers to the samples of a part, in the way in which ``run`` asks."""
+    model = loaded.model
+    with torch.inference_mode():
+        arguments = part.arguments(model, loaded.device)
+        if decoding.mode == "prefill":
+            logits = first_logits(model, arguments)
+            return Reference.of(logits.argmax(-1, keepdim=True), [logits], [])
+        recorder = Recorder()
+        tokens = _generate(model, arguments, decoding, recorder)
+        ends = model.generation_config.eos_token_id
+        return Reference.of(tokens, recorder.logits, [ends] if isinstance(ends, int) else list(ends or []))
+
+
+def _generate(
+    model: Any, arguments: dict[str, Any], decoding: Decoding, processor: LogitsProcessor | None = None
+) -> Tensor:
+    """Greedy tokens [B, T] behind the prompt."""
+    processors = LogitsProcessorList([] if processor is None else [processor])
+    output: Tensor = model.generate(
+        **arguments, max_new_tokens=decoding.max_new_tokens, do_sample=False, logits_processor=processors
+    )
+    return output[:, arguments["input_ids"].shape[1] :]
+
+
+def _texts(loaded: LoadedModel, tokens: Tensor) -> tuple[str, ...]:
+    return tuple(loaded.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
 
 def first_logits(model: Any, arguments: dict[str, Any]) -> Tensor:
@@ -79,22 +135,17 @@ def first_logits(model: Any, arguments: dict[str, Any]) -> Tensor:
     return logits[:, -1]
 
 
-def score(metric: Metric, predictions: Sequence[str], samples: Sequence[Sample]) -> tuple[float, ...]:
-    """Scores in [0, 1], one per sample."""
-    return tuple(
-        float(metric.score(prediction, sample.answers)) for prediction, sample in zip(predictions, samples, strict=True)
-    )
-
-
-def prefill_milliseconds(loaded: LoadedModel, chunk: Chunk, reductions: Sequence[Reduction]) -> tuple[float, ...]:
-    """Median wall time, in milliseconds, of the chunk's prefill with a cache, under each reduction.
+def prefill_milliseconds(
+    loaded: LoadedModel, chunk: Sequence[Part], reductions: Sequence[Reduction]
+) -> tuple[float, ...]:
+    """Median wall time, in milliseconds, of a chunk's prefill with a cache, its parts in turn, under each reduction.
 
     The reductions take turns, so that whatever else the machine does meets all of them alike. Vision features are
     ready, and hooks in place, before the clock starts. One untimed round comes first.
     """
     times: list[list[float]] = [[] for _ in reductions]
     with torch.inference_mode():
-        arguments = chunk.arguments(loaded.model, loaded.device)
+        arguments = [part.arguments(loaded.model, loaded.device) for part in chunk]
         for repeat in range(REPEATS + 1):
             for reduction, record in zip(reductions, times, strict=True):
                 _check_features_serve(reduction)
@@ -105,10 +156,11 @@ def prefill_milliseconds(loaded: LoadedModel, chunk: Chunk, reductions: Sequence
     return tuple(statistics.median(record) for record in times)
 
 
-def _time(loaded: LoadedModel, arguments: dict[str, Any]) -> float:
+def _time(loaded: LoadedModel, arguments: Sequence[dict[str, Any]]) -> float:
     _synchronise(loaded.device)
     start = time.perf_counter()
-    loaded.model(**arguments, logits_to_keep=1, use_cache=True)
+    for one in arguments:
+        loaded.model(**one, logits_to_keep=1, use_cache=True)
     _synchronise(loaded.device)
     return time.perf_counter() - start
 

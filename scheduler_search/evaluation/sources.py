@@ -6,7 +6,7 @@ split is permuted (``splits``), models, prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import numpy
 
 from scheduler_search.errors import DataError
 from scheduler_search.evaluation.jsonl import read_jsonl
+from scheduler_search.evaluation.measures import measure_of
 from scheduler_search.evaluation.samples import Sample, digest_of_bytes
 from scheduler_search.evaluation.splits import check_disjoint, deal, permuted
 from scheduler_search.schedule.canonical import digest_of
@@ -61,9 +62,14 @@ def _jsonl_splits(definition: StudyDefinition) -> Splits:
         path, folder = data.split_path(names[0]), data.image_folder(names[0])
         if path is None or folder is None:
             raise DataError(f"the data of {names[0]} must have a file", remedy="set [data] path")
-        samples = read_jsonl(Path(path), Path(folder))
+        samples = read_jsonl(Path(path), Path(folder), labelled=_needs_answers(definition, names))
         splits |= deal(samples, {name: sizes[name] for name in names}, definition.seed, str(path))
     return {name: splits[name] for name in sizes}
+
+
+def _needs_answers(definition: StudyDefinition, names: Sequence[SplitName]) -> bool:
+    """Whether the value of some sample of these splits depends on answers."""
+    return any(measure_of(definition, name).needs_answers for name in names)
 
 
 def _testbed_splits(definition: StudyDefinition) -> Splits:

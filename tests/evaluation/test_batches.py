@@ -1,4 +1,4 @@
-"""Vision features are computed once per chunk, and nobody can tell from the logits."""
+"""Vision features are computed once per batch, and nobody can tell from the logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from scheduler_search.evaluation.batches import Chunk, direct_arguments, make_batch
+from scheduler_search.evaluation.batches import Part, direct_arguments, make_batch
 from scheduler_search.evaluation.models import LoadedModel, load_model
 from scheduler_search.evaluation.prompts import make_prompt
 from scheduler_search.evaluation.samples import Sample
@@ -52,10 +52,10 @@ def test_a_batch_holds_what_its_samples_hold_alone(loaded: LoadedModel, samples:
 @pytest.mark.parametrize("reduction", [None, FULL, REDUCED])
 @torch.inference_mode()
 def test_stored_features_give_the_same_logits_bit_for_bit(loaded: LoadedModel, batch: Any, reduction: Any) -> None:
-    model, chunk = loaded.model, Chunk(batch)
+    model, part = loaded.model, Part(batch)
     handle = apply_reduction(model, reduction) if reduction else None
     direct = first_logits(model, direct_arguments(batch, CPU))
-    stored = [first_logits(model, chunk.arguments(model, CPU)) for _ in range(2)]
+    stored = [first_logits(model, part.arguments(model, CPU)) for _ in range(2)]
     if handle:
         handle.remove()
     assert torch.equal(direct, stored[0])
@@ -65,13 +65,13 @@ def test_stored_features_give_the_same_logits_bit_for_bit(loaded: LoadedModel, b
 @torch.inference_mode()
 def test_stored_features_give_the_same_generation(loaded: LoadedModel, batch: Any) -> None:
     direct = loaded.model.generate(**direct_arguments(batch, CPU), max_new_tokens=4)
-    stored = loaded.model.generate(**Chunk(batch).arguments(loaded.model, CPU), max_new_tokens=4)
+    stored = loaded.model.generate(**Part(batch).arguments(loaded.model, CPU), max_new_tokens=4)
     assert torch.equal(direct, stored)
 
 
 def test_other_pixels_give_other_logits(loaded: LoadedModel, batch: Any) -> None:
     """The equality above would also hold for a model that does not look."""
     with torch.inference_mode():
-        seen = first_logits(loaded.model, Chunk(batch).arguments(loaded.model, CPU))
+        seen = first_logits(loaded.model, Part(batch).arguments(loaded.model, CPU))
         batch.vision["pixel_values"].neg_()
-        assert not torch.equal(seen, first_logits(loaded.model, Chunk(batch).arguments(loaded.model, CPU)))
+        assert not torch.equal(seen, first_logits(loaded.model, Part(batch).arguments(loaded.model, CPU)))

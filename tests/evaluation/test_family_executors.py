@@ -17,7 +17,7 @@ import transformers
 from PIL import Image
 
 from scheduler_search.evaluation import LocalExecutor
-from scheduler_search.evaluation.batches import Chunk, direct_arguments, make_batch
+from scheduler_search.evaluation.batches import Part, direct_arguments, make_batch
 from scheduler_search.evaluation.scoring import first_logits
 from scheduler_search.runtime import apply_reduction
 from scheduler_search.study.definition import StudyDefinition
@@ -112,5 +112,5 @@ def test_stored_features_change_no_bit(worker: LocalExecutor) -> None:
         for applied in (reduction((1.0,)), reduction()):
             with apply_reduction(loaded.model, applied):
                 direct = first_logits(loaded.model, direct_arguments(batch, loaded.device))
-                stored = first_logits(loaded.model, Chunk(batch).arguments(loaded.model, loaded.device))
+                stored = first_logits(loaded.model, Part(batch).arguments(loaded.model, loaded.device))
             assert torch.equal(stored, direct)

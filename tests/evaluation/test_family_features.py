@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from scheduler_search.evaluation.batches import Chunk, direct_arguments, split_arguments
+from scheduler_search.evaluation.batches import Part, direct_arguments, split_arguments
 from scheduler_search.evaluation.scoring import first_logits
 from scheduler_search.runtime import apply_reduction
 from tests.runtime.families import BUILDERS
@@ -27,7 +27,7 @@ def test_stored_features_change_no_bit(name: str, tower_calls: list[str]) -> Non
     builder = BUILDERS[name]
     model: Any = builder.build(builder.attention[0])
     batch = split_arguments(builder.batch(builder.samples("varying")), model)
-    chunk = Chunk(batch)
+    part = Part(batch)
     hook = model.get_encoder(modality="image").register_forward_hook(lambda *_: tower_calls.append("tower"))
     for applied in (reduction((1.0,)), reduction()):
         with apply_reduction(model, applied):
@@ -35,8 +35,8 @@ def test_stored_features_change_no_bit(name: str, tower_calls: list[str]) -> Non
             tokens = model.generate(**direct_arguments(batch, CPU), max_new_tokens=3, do_sample=False)
             tower_calls.clear()
             for _ in range(2):
-                assert torch.equal(first_logits(model, chunk.arguments(model, CPU)), direct)
-            stored = model.generate(**chunk.arguments(model, CPU), max_new_tokens=3, do_sample=False)
+                assert torch.equal(first_logits(model, part.arguments(model, CPU)), direct)
+            stored = model.generate(**part.arguments(model, CPU), max_new_tokens=3, do_sample=False)
             assert torch.equal(stored, tokens)
             assert len(tower_calls) == (1 if applied.keep_rates[-1] == 1.0 else 0)  # for the store itself, once
     hook.remove()

@@ -153,7 +153,9 @@ def test_scores_come_from_the_answers(definition: Make) -> None:
     ready: Any = worker._prepare("search")
     from scheduler_search.evaluation import scoring
 
-    words = [word for chunk in ready.chunks for word in scoring.predict(worker._load()[0], chunk, FULL, "prefill", 1)]
+    words: list[str] = []
+    for (part,) in ready.chunks:
+        words += scoring.run(worker._load()[0], part, FULL, scoring.Decoding("prefill", 1)).answers or ()
     expected = tuple(float(word in sample.answers) for word, sample in zip(words, ready.samples, strict=True))
     found = tuple(score for result in worker.run(tasks_of(worker, FULL)) for score in result.scores)
     assert found == expected

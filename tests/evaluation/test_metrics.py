@@ -119,5 +119,5 @@ def test_what_everybody_said_scores_one(name: str, answer: str, count: int) -> N
 
 
 def test_an_unknown_metric_names_the_known_ones() -> None:
-    with pytest.raises(DataError, match="known metrics: exact-match, vqa-accuracy"):
+    with pytest.raises(DataError, match="known metrics: exact-match, fidelity, vqa-accuracy"):
         metric_of("bleu")

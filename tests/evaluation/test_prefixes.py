@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from scheduler_search.evaluation import LocalExecutor, scoring
+from scheduler_search.evaluation import LocalExecutor, prepared, scoring
+from scheduler_search.evaluation.measures import Outcome
 from scheduler_search.evaluation.prefixes import PrefixStore, default_budget
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction
-from scheduler_search.search import GSearch, Stage
 from scheduler_search.study.definition import StudyDefinition
-from scheduler_search.study.states import Decision
 from scheduler_search.study.values import ChunkTask
 from tests.evaluation.conftest import LAYERS
 
@@ -33,37 +32,21 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def stages() -> list[Stage]:
-    """Of a G-Search over every layer from the second."""
-    search = GSearch(layers=LAYERS, max_vision_tokens=VISION_TOKENS, first_layer=2, stride=1)
-    decisions: list[Decision] = []
-    found = []
-    for kept in KEPT:
-        stage = search.next_stage(decisions)
-        assert stage is not None
-        found.append(stage)
-        candidate = next(index for index, one in enumerate(stage.candidates) if one.value == kept / VISION_TOKENS)
-        rates = stage.candidates[candidate].keep_rates
-        decisions.append(
-            Decision(stage.index, stage.name, candidate, "keep_rate", kept / VISION_TOKENS, rates, score=0, objective=0)
-        )
-    return found
-
-
 def tasks_of(worker: LocalExecutor, rule: str, shared: bool = True) -> list[list[ChunkTask]]:
-    """The tasks of a search, by stage, in the order in which a search has them."""
+    """The tasks of a search over every layer from the second, by stage, in the order in which a search has them."""
     chunks = worker.split("search").chunks
     made = make_rule(rule, {"seed": 1} if rule == "random" else {})
-    return [
-        [
-            ChunkTask("search", chunk, Reduction(candidate.keep_rates, made), stage.shared_layers if shared else 0)
-            for kept in TRIED
-            for candidate in stage.candidates
-            if candidate.value == kept / VISION_TOKENS
-            for chunk in range(chunks)
-        ]
-        for stage in stages()
-    ]
+    stages = []
+    for stage in range(LAYERS - 1):
+        decided = (VISION_TOKENS, *KEPT[:stage])
+        rest = LAYERS - len(decided)
+        counts = [(*decided, *[kept] * rest) for kept in TRIED if kept <= decided[-1]]
+        rates = [tuple(count / VISION_TOKENS for count in one) for one in counts]
+        hint = len(decided) if shared else 0
+        stages.append(
+            [ChunkTask("search", chunk, Reduction(one, made), hint) for one in rates for chunk in range(chunks)]
+        )
+    return stages
 
 
 @pytest.fixture
@@ -115,15 +98,15 @@ def test_generation_too(
     definition: Make, recorded: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
     """Tokens, not scores alone, are the same."""
-    monkeypatch.setattr(scoring, "answer_mode", lambda *_: "generate")
-    original = scoring.predict
+    monkeypatch.setattr(prepared, "answer_mode", lambda *_: "generate")
+    original = scoring.run
 
-    def predict(*arguments: Any) -> list[str]:
-        words = original(*arguments)
-        recorded.append(torch.tensor([hash(word) for word in words]))
-        return words
+    def run(*arguments: Any, **settings: Any) -> Outcome:
+        outcome = original(*arguments, **settings)
+        recorded.append(torch.tensor([hash(word) for word in outcome.answers or ()]))
+        return outcome
 
-    monkeypatch.setattr(scoring, "predict", predict)
+    monkeypatch.setattr(scoring, "run", run)
     study = definition(data={"max_new_tokens": 5})
     plain, stored = LocalExecutor(study, prefix_memory=0), LocalExecutor(study, prefix_memory=memory)
     for tasks in tasks_of(plain, "attention-rank"):
@@ -203,7 +186,7 @@ def test_prefixes_of_another_stage_go_first(definition: Make) -> None:
     small = LocalExecutor(definition(), prefix_memory=max(sizes))
     for tasks, place in ((first, 0), (second[1::2], 1)):
         list(small.run(tasks))
-        assert [chunk for (_, chunk), entries in small._prefixes._entries.items() if entries] == [place]
+        assert [chunk for (_, chunk, _), entries in small._prefixes._entries.items() if entries] == [place]
 
 
 def test_a_hint_is_not_needed_and_a_wrong_one_does_no_harm(definition: Make, recorded: list[torch.Tensor]) -> None:

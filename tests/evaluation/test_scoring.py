@@ -6,7 +6,7 @@ from PIL import Image
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.evaluation import scoring
-from scheduler_search.evaluation.batches import Chunk, make_batch
+from scheduler_search.evaluation.batches import Part, make_batch
 from scheduler_search.evaluation.metrics import metric_of
 from scheduler_search.evaluation.models import LoadedModel, load_model
 from scheduler_search.evaluation.prompts import make_prompt
@@ -26,9 +26,15 @@ def loaded(definition: Callable[..., StudyDefinition]) -> LoadedModel:
 
 
 @pytest.fixture
-def chunk(loaded: LoadedModel, definition: Callable[..., StudyDefinition]) -> Chunk:
+def part(loaded: LoadedModel, definition: Callable[..., StudyDefinition]) -> Part:
     samples = read_splits(definition())["search"][:4]
-    return Chunk(make_batch(samples, make_prompt("auto", loaded.processor, "tiny"), loaded.model))
+    return Part(make_batch(samples, make_prompt("auto", loaded.processor, "tiny"), loaded.model))
+
+
+def answers(loaded: LoadedModel, part: Part, reduction: Reduction, mode: scoring.Mode, tokens: int) -> tuple[str, ...]:
+    found = scoring.run(loaded, part, reduction, scoring.Decoding(mode, tokens)).answers
+    assert found is not None
+    return found
 
 
 def answering(*answers: str) -> Sample:
@@ -57,52 +63,47 @@ def test_one_new_token_is_one_prefill(loaded: LoadedModel) -> None:
 
 @pytest.mark.parametrize("reduction", [FULL, REDUCED])
 def test_a_prefill_answers_like_a_generation_of_one_token(
-    loaded: LoadedModel, chunk: Chunk, reduction: Reduction
+    loaded: LoadedModel, part: Part, reduction: Reduction
 ) -> None:
-    prefill = scoring.predict(loaded, chunk, reduction, "prefill", 16)
-    assert prefill == scoring.predict(loaded, chunk, reduction, "generate", 1)
-    longer = scoring.predict(loaded, chunk, reduction, "generate", 4)
+    prefill = answers(loaded, part, reduction, "prefill", 16)
+    assert prefill == answers(loaded, part, reduction, "generate", 1)
+    longer = answers(loaded, part, reduction, "generate", 4)
     assert all(text.startswith(first) for text, first in zip(longer, prefill, strict=True))
     assert any(len(text.split()) > 1 for text in longer)
 
 
-def test_generation_ends_at_the_end_token(loaded: LoadedModel, chunk: Chunk) -> None:
-    first = scoring.predict(loaded, chunk, FULL, "generate", 4)
+def test_generation_ends_at_the_end_token(loaded: LoadedModel, part: Part) -> None:
+    first = answers(loaded, part, FULL, "generate", 4)
     word = next(text.split()[1] for text in first if len(text.split()) > 1)
     end = loaded.model.generation_config.eos_token_id
     loaded.model.generation_config.eos_token_id = [end, loaded.processor.tokenizer.convert_tokens_to_ids(word)]
-    ended = scoring.predict(loaded, chunk, FULL, "generate", 4)
+    ended = answers(loaded, part, FULL, "generate", 4)
     for before, after in zip(first, ended, strict=True):
         words = before.split()
         assert after.split() == (words[: words.index(word) + 1] if word in words else words)
 
 
-def test_the_reduction_is_applied(loaded: LoadedModel, chunk: Chunk) -> None:
+def test_the_reduction_is_applied(loaded: LoadedModel, part: Part) -> None:
     none_left = uniform_from_second(0.0)
-    full, reduced = (scoring.predict(loaded, chunk, reduction, "generate", 6) for reduction in (FULL, none_left))
+    full, reduced = (answers(loaded, part, reduction, "generate", 6) for reduction in (FULL, none_left))
     assert full != reduced
 
 
-def test_the_model_is_left_without_hooks(loaded: LoadedModel, chunk: Chunk) -> None:
+def test_the_model_is_left_without_hooks(loaded: LoadedModel, part: Part) -> None:
     def hooks() -> int:
         modules = loaded.model.modules()
         return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
 
-    chunk.arguments(loaded.model, loaded.device)  # the library hooks the tower on its first call, and leaves it so
+    part.arguments(loaded.model, loaded.device)  # the library hooks the tower on its first call, and leaves it so
     before = hooks()
-    scoring.predict(loaded, chunk, REDUCED, "prefill", 16)
+    answers(loaded, part, REDUCED, "prefill", 16)
     assert hooks() == before
 
 
-def test_a_reduction_inside_the_tower_is_refused(loaded: LoadedModel, chunk: Chunk) -> None:
+def test_a_reduction_inside_the_tower_is_refused(loaded: LoadedModel, part: Part) -> None:
     reduction = Reduction.__new__(Reduction)  # no declared rule acts in the tower yet, so none can be built
     object.__setattr__(reduction, "keep_rates", (0.5,) * LAYERS)
     object.__setattr__(reduction, "vision", VisionReduction.__new__(VisionReduction))
     object.__setattr__(reduction.vision, "rule", make_rule("random"))
     with pytest.raises(UnsupportedError, match="must not reduce inside the vision tower"):
-        scoring.predict(loaded, chunk, reduction, "prefill", 16)
-
-
-def test_scores_are_one_per_sample() -> None:
-    samples = [answering("red"), answering("blue")]
-    assert scoring.score(EXACT, ["Red.", "red"], samples) == (1.0, 0.0)
+        answers(loaded, part, reduction, "prefill", 16)

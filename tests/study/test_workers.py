@@ -37,7 +37,7 @@ def test_without_the_key_it_is_the_workers_affair(tmp_path: Path) -> None:
     assert read(tmp_path, MINIMAL).workers.prefix_bytes is None
 
 
-@pytest.mark.parametrize("text", ["4", "-1", "0.0", "true", "false", '"4"', '"4GB"', '"GiB"', '"-1GiB"', '"4gib"', "[]"])
+@pytest.mark.parametrize("text", ["4", "-1", "0.0", "true", "false", '"4"', '"4GB"', '"GiB"', '"-1GiB"', '"4gib"'])
 def test_anything_else_is_one_clear_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(StudyFileError) as caught:
         with_memory(tmp_path, text)
