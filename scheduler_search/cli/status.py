@@ -57,12 +57,13 @@ def _details(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
 
 
 def _stage(database: StudyDatabase, stage: StageRecord) -> dict[str, object]:
-    trials = database.trials(stage)
+    finished = [trial.figures for trial in database.trials(stage) if trial.figures is not None]
     decision = stage.decision
     return {
         "name": stage.name,
-        "trials": sum(trial.finished for trial in trials),
-        "best_objective": max((trial.objective for trial in trials if trial.objective is not None), default=None),
+        "trials": len(finished),
+        "stopped": sum(not figures.complete for figures in finished),
+        "best_objective": max((figures.objective for figures in finished if figures.complete), default=None),
         "decision": None
         if decision is None
         else {

@@ -1,18 +1,30 @@
-"""Scores of reductions over a split: recorded chunks are read, missing ones are run and recorded, each once.
+"""Scores by way of the study database: what is recorded is never computed again.
 
-Knows: the study database and an executor. Does not know: why a reduction is evaluated, or what follows from its score.
+Knows: evaluation keys, chunks, their order, and the executor. Does not know: stages, trials, or what a score is for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 from scheduler_search.schedule.values import Reduction
+from scheduler_search.search import Race
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.key import evaluation_key
 from scheduler_search.study.values import ChunkTask, Executor, SplitDescription, SplitName
 
 
+@dataclass(frozen=True)
+class Request:
+    """A reduction to be scored, to the end, or as far as its race goes."""
+
+    reduction: Reduction
+    race: Race | None = None
+
+
 class Evaluations:
-    """Per-sample scores by (split, reduction), shared by every trial, study and export that asks for the same thing."""
+    """Sample scores by (split, reduction), shared by every trial, study and export that asks for the same thing."""
 
     def __init__(self, database: StudyDatabase, executor: Executor) -> None:
         self._database = database
@@ -31,24 +43,75 @@ class Evaluations:
         Args:
             shared_layers: a hint for the executor, see ``ChunkTask``; neither scores nor keys depend on it.
         """
-        description = self._executor.split(split)
-        evaluation = self._record(description, reduction)
-        recorded = self._database.chunk_scores(evaluation)
-        missing = [
-            ChunkTask(split, chunk, reduction, shared_layers)
-            for chunk in range(description.chunks)
-            if chunk not in recorded
-        ]
-        for result in self._executor.run(missing):
-            self._database.add_chunk(evaluation, result.task.chunk, result.scores)
-            recorded[result.task.chunk] = result.scores
-        return tuple(score for chunk in range(description.chunks) for score in recorded[chunk])
+        return self.read(split, [Request(reduction)], shared_layers)[0]
 
-    def _record(self, split: SplitDescription, reduction: Reduction) -> int:
-        return self._database.evaluation(
-            key=self.key(split.name, reduction),
+    def read(
+        self, split: SplitName, requests: Sequence[Request], shared_layers: int = 0
+    ) -> tuple[tuple[float, ...], ...]:
+        """Scores of each request, in the order of the split, up to the chunk in which its race was given up.
+
+        The requests share the executor: chunk by chunk, all of them, as long as each is in its race. A race reads its
+        chunks in order, whatever is recorded already and whoever computed it first; what is computed beyond its end is
+        recorded and not read. The reductions must have different keys.
+        """
+        description = self._executor.split(split)
+        readings = {request.reduction: self._reading(description, request) for request in requests}
+        tasks = _tasks(split, description.chunks, readings, shared_layers)
+        for result in self._executor.run(tasks):
+            reading = readings[result.task.reduction]
+            self._database.add_chunk(reading.evaluation, result.task.chunk, result.scores)
+            reading.put(result.task.chunk, result.scores)
+        return tuple(reading.scores() for reading in readings.values())
+
+    def _reading(self, split: SplitDescription, request: Request) -> _Reading:
+        evaluation = self._database.evaluation(
+            key=self.key(split.name, request.reduction),
             split=split.name,
             split_digest=split.digest,
-            reduction=reduction,
+            reduction=request.reduction,
             chunks=split.chunks,
         )
+        return _Reading(evaluation, split.chunks, request.race, self._database.chunk_scores(evaluation))
+
+
+class _Reading:
+    """The chunks of one request: what is there, and how far its race has read."""
+
+    def __init__(self, evaluation: int, chunks: int, race: Race | None, recorded: dict[int, tuple[float, ...]]) -> None:
+        self.evaluation = evaluation
+        self._chunks = chunks
+        self._race = race
+        self._recorded = recorded
+        self._read = 0
+        self._given_up = False
+        self._advance()
+
+    def needs(self, chunk: int) -> bool:
+        """Whether a chunk must still be computed."""
+        return chunk not in self._recorded and not self._given_up
+
+    def put(self, chunk: int, scores: tuple[float, ...]) -> None:
+        """Take a chunk, in any order."""
+        self._recorded[chunk] = scores
+        self._advance()
+
+    def scores(self) -> tuple[float, ...]:
+        """Of all samples that count."""
+        return tuple(score for chunk in range(self._read) for score in self._recorded[chunk])
+
+    def _advance(self) -> None:
+        while self._read in self._recorded and not self._given_up:
+            scores = self._recorded[self._read]
+            self._read += 1
+            if self._race is not None and self._race.read(scores) and self._read < self._chunks:
+                self._given_up = True
+
+
+def _tasks(
+    split: SplitName, chunks: int, readings: dict[Reduction, _Reading], shared_layers: int
+) -> Iterator[ChunkTask]:
+    """What is missing, asked anew before each task: executors take tasks one by one, as they get to them."""
+    for chunk in range(chunks):
+        for reduction, reading in readings.items():
+            if reading.needs(chunk):
+                yield ChunkTask(split, chunk, reduction, shared_layers)

@@ -20,13 +20,17 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class TrialFinished:
-    """One candidate is scored: ``value`` is its keep rate or k; ``best_*`` belong to the best trial so far."""
+    """One candidate is scored: ``value`` is its keep rate or k; ``best_*`` belong to the best trial so far.
+
+    A race ``stopped`` it where not all samples were read; score and objective are estimates then.
+    """
 
     stage: str
     number: int
     value: float
     score: float
     objective: float
+    stopped: bool
     best_value: float
     best_score: float
 

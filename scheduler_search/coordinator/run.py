@@ -12,10 +12,10 @@ import optuna
 
 from scheduler_search.coordinator.evaluations import Evaluations
 from scheduler_search.coordinator.events import Listener, StageDecided, ignore
-from scheduler_search.coordinator.stage import StageRunner
+from scheduler_search.coordinator.stage import StageRunner, explored
 from scheduler_search.errors import SchedulerSearchError
 from scheduler_search.schedule.values import Reduction
-from scheduler_search.search import Algorithm, algorithm_for
+from scheduler_search.search import Algorithm, Explored, algorithm_for
 from scheduler_search.storage import StudyDatabase, optuna_storage
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.states import Decision, StudyRecord, StudyState
@@ -57,14 +57,17 @@ def _run_stages(
     evaluations = Evaluations(database, executor)
     storage = optuna_storage(database)
     decisions: list[Decision] = []
+    earlier: list[Explored] = []
     while (stage := algorithm.next_stage(decisions)) is not None:
         record = database.stage(study, stage.index, stage.name, stage.domain_digest)
         if record.decision is not None:
             listener(StageDecided(record.decision))
             decisions.append(record.decision)
+            earlier.append(explored(stage, database.trials(record)))
             continue
-        runner = StageRunner(study.definition, stage, record, database, evaluations, storage, listener)
+        runner = StageRunner(study.definition, stage, record, earlier, database, evaluations, storage, listener)
         decisions.append(runner.run())
+        earlier.append(runner.explored())
     return decisions
 
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 from scheduler_search.search.algorithm import Algorithm, algorithm_for
 from scheduler_search.search.baselines import Baseline, baselines
 from scheduler_search.search.g_search import GSearch
-from scheduler_search.search.observation import Explored, Observation, decide, observe
+from scheduler_search.search.observation import Explored, Observation, decide, incumbent, observe
 from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
+from scheduler_search.search.race import Race, race_for
 from scheduler_search.search.stage import CANDIDATE, Candidate, Effort, Stage
 from scheduler_search.search.surrogate import next_batch
 
 if TYPE_CHECKING:
-    from scheduler_search.search.sampler import GivenSampler, sampler_for
+    from scheduler_search.search.sampler import GivenSampler
 
 __all__ = [
     "CANDIDATE",
@@ -33,13 +34,15 @@ __all__ = [
     "Observation",
     "PSigmoid",
     "PrefillFlops",
+    "Race",
     "Stage",
     "algorithm_for",
     "baselines",
     "decide",
+    "incumbent",
     "next_batch",
     "observe",
-    "sampler_for",
+    "race_for",
 ]
 
 
@@ -49,8 +52,4 @@ def __getattr__(name: str) -> object:
         from scheduler_search.search.sampler import GivenSampler
 
         return GivenSampler
-    if name == "sampler_for":
-        from scheduler_search.search.sampler import sampler_for
-
-        return sampler_for
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from scheduler_search.errors import SearchError
 from scheduler_search.search.stage import Stage
-from scheduler_search.study.states import Decision
+from scheduler_search.study.states import Decision, Figures
 
 # Far below one sample of any split (1 / n), far above the rounding of a mean and a penalty: objectives closer than this
 # are equal, so that rounding never decides for more tokens.
@@ -40,6 +41,16 @@ class Observation:
     objective: float
     samples: int
     total: int
+
+    @classmethod
+    def of(cls, candidate: int, figures: Figures) -> Self:
+        """The observation of a trial with these figures."""
+        return cls(candidate, **vars(figures))
+
+    @property
+    def figures(self) -> Figures:
+        """What is recorded of the trial."""
+        return Figures(self.score, self.difference, self.variance, self.objective, self.samples, self.total)
 
     @property
     def complete(self) -> bool:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from scheduler_search.errors import SearchError
 from scheduler_search.search.observation import Observation
 from scheduler_search.search.stage import CANDIDATE, Stage
-from scheduler_search.search.surrogate import next_batch, unseen
+from scheduler_search.search.surrogate import unseen
 
 
 class GivenSampler(BaseSampler):
@@ -59,30 +58,6 @@ class GivenSampler(BaseSampler):
             actual=f"{param_name!r}, {param_distribution}",
             place=f"stage {self._stage.name!r}, trial {trial.number}",
         )
-
-
-def sampler_for(name: str, stage: Stage, seed: int, number: int) -> BaseSampler:
-    """One candidate at a time and no early end, until the coordinator asks for batches."""
-    return _Single(name, replace(stage, effort=replace(stage.effort, tolerance=0.0, batch=1)), seed, number)
-
-
-class _Single(GivenSampler):
-    def __init__(self, name: str, stage: Stage, seed: int, number: int) -> None:
-        super().__init__(stage, stage.anchor)
-        self._name, self._seed, self._number = name, seed, number
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        told = [_observation(one) for one in trials if one.number < trial.number]
-        self._candidate = next_batch(self._stage, told, self._seed, name=self._name)[0]
-        return super().sample_relative(study, trial, search_space)
-
-
-def _observation(trial: FrozenTrial) -> Observation:
-    names = ("score", "difference", "variance", "objective")
-    return Observation(trial.params[CANDIDATE], *(trial.user_attrs[name] for name in names), 1, 1)
 
 
 def stand_in(name: str, stage: Stage, observations: Sequence[Observation], size: int, seed: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ from scheduler_search.storage.tables import (
     TrialRow,
 )
 from scheduler_search.study.definition import StudyDefinition
-from scheduler_search.study.states import Decision, StageRecord, StudyRecord, StudyState, TrialRecord
+from scheduler_search.study.states import Decision, Figures, StageRecord, StudyRecord, StudyState, TrialRecord
 
 _Layer = TypeVar("_Layer", DecisionLayerRow, TrialLayerRow)
 
@@ -79,17 +80,21 @@ def decision_row(stage: StageRow, decision: Decision) -> DecisionRow:
 
 def trial_record(row: TrialRow, keep_rates: tuple[float, ...]) -> TrialRecord:
     """The trial that a row and those of its layers hold."""
-    return TrialRecord(
-        number=row.number,
-        candidate=row.candidate,
-        keep_rates=keep_rates,
-        evaluation_key=row.evaluation_key,
-        state="complete" if row.state == "complete" else "running",
-        score=row.score,
-        difference=row.difference,
-        variance=row.variance,
-        objective=row.objective,
-    )
+    return TrialRecord(row.number, row.candidate, keep_rates, row.evaluation_key, figures(row))
+
+
+def figures(row: TrialRow) -> Figures | None:
+    """What a trial came to; None while it is running."""
+    if row.state == "running":
+        return None
+    return Figures(*(getattr(row, field.name) for field in fields(Figures)))
+
+
+def set_figures(row: TrialRow, of: Figures) -> None:
+    """Write the figures of a trial into its row, and the state that follows from them."""
+    for field in fields(Figures):
+        setattr(row, field.name, getattr(of, field.name))
+    row.state = "complete" if of.complete else "stopped"
 
 
 def evaluation_row(key: str, split: str, split_digest: str, reduction: Reduction, chunks: int) -> EvaluationRow:
@@ -126,6 +131,13 @@ def require_finite(**figures: float) -> None:
     for name, value in figures.items():
         if not math.isfinite(value):
             raise DatabaseError(f"the recorded {name} must be a finite number", actual=value)
+
+
+def require_figures(of: Figures) -> None:
+    """Refuse figures that are not finite, or of more samples than there are."""
+    require_finite(score=of.score, difference=of.difference, variance=of.variance, objective=of.objective)
+    if not 1 <= of.samples <= of.total:
+        raise DatabaseError(f"a trial reads 1 to {of.total} samples", actual=of.samples)
 
 
 def require_scores(scores: Sequence[float], place: str) -> None:

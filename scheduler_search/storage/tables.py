@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from scheduler_search.study.states import StudyState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
@@ -113,12 +113,14 @@ class TrialRow(Table):
     difference: Mapped[float | None] = mapped_column(Double)
     variance: Mapped[float | None] = mapped_column(Double)
     objective: Mapped[float | None] = mapped_column(Double)
+    samples: Mapped[int | None]
+    total: Mapped[int | None]
     begun: Mapped[datetime] = _now()
     finished: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
     layers: Mapped[list[TrialLayerRow]] = relationship(lazy="raise")
     __table_args__ = (
         UniqueConstraint("stage_id", "number"),
-        CheckConstraint("state IN ('running', 'complete')", name="state"),
+        CheckConstraint("state IN ('running', 'complete', 'stopped')", name="state"),
     )
 
 

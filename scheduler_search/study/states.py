@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from types import MappingProxyType
-from typing import Literal
 
 from scheduler_search.study.definition import StudyDefinition
 
@@ -40,8 +39,6 @@ TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = MappingProxyType(
     }
 )
 
-TrialState = Literal["running", "complete"]
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -69,32 +66,46 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What a trial came to.
+
+    Args:
+        score: mean score on the search split; an estimate where a race stopped the trial.
+        difference: mean paired difference to the stage's anchor on the samples that were read.
+        variance: of that mean difference.
+        objective: score less the penalty.
+        samples: that were read, from the first one on.
+        total: samples of the split.
+    """
+
+    score: float
+    difference: float
+    variance: float
+    objective: float
+    samples: int
+    total: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample was read."""
+        return self.samples == self.total
+
+
+@dataclass(frozen=True)
 class TrialRecord:
-    """One candidate of a stage; the four figures are None while it is running.
+    """One candidate of a stage.
 
     Args:
         number: 0-based, in the order in which the candidates were asked for.
         candidate: index of the value in the stage's domain.
-        score: mean score on the search split.
-        difference: mean paired difference to the stage's anchor on the same samples.
-        variance: of that mean difference.
-        objective: score less the penalty.
+        figures: None while the trial is running.
     """
 
     number: int
     candidate: int
     keep_rates: tuple[float, ...]
     evaluation_key: str
-    state: TrialState = "running"
-    score: float | None = None
-    difference: float | None = None
-    variance: float | None = None
-    objective: float | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the four figures are recorded."""
-        return self.state == "complete"
+    figures: Figures | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ know: how a model is loaded or where scores are stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -89,8 +89,11 @@ class Executor(Protocol):
     def split(self, name: SplitName) -> SplitDescription:
         """Describe a split; loads its data if need be. DataError if the study has no such split."""
 
-    def run(self, tasks: Sequence[ChunkTask]) -> Iterator[ChunkResult]:
-        """Run the tasks, yielding each result as soon as it is there, in any order."""
+    def run(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
+        """Run the tasks, yielding each result as soon as it is there, in any order.
+
+        Tasks are taken from ``tasks`` one by one, as late as possible: what comes next may depend on the results.
+        """
 
     def prefill_milliseconds(self, split: SplitName, reductions: Sequence[Reduction]) -> tuple[float, ...]:
         """Median wall time of one chunk's prefill under each reduction, measured side by side."""

@@ -20,12 +20,21 @@ from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.definition import StudyDefinition
-from scheduler_search.study.states import TRANSITIONS, Decision, StageRecord, StudyRecord, StudyState, TrialRecord
+from scheduler_search.study.states import (
+    TRANSITIONS,
+    Decision,
+    Figures,
+    StageRecord,
+    StudyRecord,
+    StudyState,
+    TrialRecord,
+)
 
 RATES = (1.0, 1.0, 1 / 3, 0.1)
 REDUCTION = Reduction(RATES, make_rule("attention-rank"))
 DECISION = Decision(0, "layer 3", 21, "keep_rate", 1 / 3, RATES, 0.9, 0.9 - 0.01 / 3)
-FIGURES = {"score": 0.1 + 0.2, "difference": -1 / 3, "variance": 1e-17, "objective": 0.29}
+FIGURES = Figures(0.1 + 0.2, -1 / 3, 1e-17, 0.29, samples=40, total=40)
+MEASURED = ("score", "difference", "variance", "objective")
 
 
 def make_definition(name: str = "first", *, samples: int = 8, **search: object) -> StudyDefinition:
@@ -194,18 +203,17 @@ class StoreConformance:
     def test_a_trial_runs_and_completes(self, database: StudyDatabase, stage: StageRecord) -> None:
         database.begin_trial(stage, 0, 21, RATES, "sha256:key")
         assert database.trials(stage) == [TrialRecord(0, 21, RATES, "sha256:key")]
-        database.finish_trial(stage, 0, **FIGURES)
+        database.finish_trial(stage, 0, FIGURES)
         (trial,) = database.trials(stage)
-        assert trial == TrialRecord(0, 21, RATES, "sha256:key", "complete", **FIGURES)
-        assert trial.finished
+        assert trial == TrialRecord(0, 21, RATES, "sha256:key", FIGURES)
 
     def test_the_same_trial_again_changes_nothing(self, database: StudyDatabase, stage: StageRecord) -> None:
         for _ in range(2):
             database.begin_trial(stage, 0, 21, list(RATES), "sha256:key")
         for _ in range(2):
-            database.finish_trial(stage, 0, **FIGURES)
+            database.finish_trial(stage, 0, FIGURES)
         database.begin_trial(stage, 0, 21, RATES, "sha256:key")
-        assert [trial.finished for trial in database.trials(stage)] == [True]
+        assert [trial.figures for trial in database.trials(stage)] == [FIGURES]
 
     @pytest.mark.parametrize(
         "asked", [(20, RATES, "sha256:key"), (21, (*RATES[:-1], 0.2), "sha256:key"), (21, RATES, "sha256:other")]
@@ -217,25 +225,42 @@ class StoreConformance:
         with pytest.raises(DatabaseError, match=r"the candidate must not change once recorded.*'layer 3', trial 0"):
             database.begin_trial(stage, 0, *asked)
 
-    @pytest.mark.parametrize("figure", FIGURES)
+    @pytest.mark.parametrize("figure", MEASURED)
     def test_other_figures_are_refused(self, database: StudyDatabase, stage: StageRecord, figure: str) -> None:
         database.begin_trial(stage, 0, 21, RATES, "sha256:key")
-        database.finish_trial(stage, 0, **FIGURES)
+        database.finish_trial(stage, 0, FIGURES)
         with pytest.raises(DatabaseError, match="the figures must not change once recorded"):
-            database.finish_trial(stage, 0, **{**FIGURES, figure: math.nextafter(FIGURES[figure], 2)})
-        assert database.trials(stage)[0] == TrialRecord(0, 21, RATES, "sha256:key", "complete", **FIGURES)
+            other = {figure: math.nextafter(getattr(FIGURES, figure), 2)}
+            database.finish_trial(stage, 0, dataclasses.replace(FIGURES, **other))
+        assert database.trials(stage)[0] == TrialRecord(0, 21, RATES, "sha256:key", FIGURES)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
-    @pytest.mark.parametrize("figure", FIGURES)
+    @pytest.mark.parametrize("figure", MEASURED)
     def test_figures_are_finite(self, database: StudyDatabase, stage: StageRecord, figure: str, value: float) -> None:
         database.begin_trial(stage, 0, 21, RATES, "sha256:key")
         with pytest.raises(DatabaseError, match=f"recorded {figure} must be a finite number"):
-            database.finish_trial(stage, 0, **{**FIGURES, figure: value})
-        assert not database.trials(stage)[0].finished
+            database.finish_trial(stage, 0, dataclasses.replace(FIGURES, **{figure: value}))
+        assert database.trials(stage)[0].figures is None
+
+    def test_a_stopped_trial_keeps_how_far_it_was_read(self, database: StudyDatabase, stage: StageRecord) -> None:
+        database.begin_trial(stage, 0, 21, RATES, "sha256:key")
+        stopped = dataclasses.replace(FIGURES, samples=16)
+        database.finish_trial(stage, 0, stopped)
+        assert database.trials(stage)[0].figures == stopped
+        with pytest.raises(DatabaseError, match="the figures must not change once recorded"):
+            database.finish_trial(stage, 0, FIGURES)
+
+    @pytest.mark.parametrize("samples", [0, 41])
+    def test_a_trial_reads_some_samples_and_not_more_than_there_are(
+        self, database: StudyDatabase, stage: StageRecord, samples: int
+    ) -> None:
+        database.begin_trial(stage, 0, 21, RATES, "sha256:key")
+        with pytest.raises(DatabaseError, match="reads 1 to 40 samples"):
+            database.finish_trial(stage, 0, dataclasses.replace(FIGURES, samples=samples))
 
     def test_a_trial_is_begun_before_it_is_finished(self, database: StudyDatabase, stage: StageRecord) -> None:
         with pytest.raises(DatabaseError, match="begun before it is finished"):
-            database.finish_trial(stage, 3, **FIGURES)
+            database.finish_trial(stage, 3, FIGURES)
 
     def test_trials_come_by_number(self, database: StudyDatabase, study: StudyRecord, stage: StageRecord) -> None:
         other = database.stage(study, 1, "layer 6", "sha256:domain")

@@ -24,7 +24,7 @@ def trials(database: Path) -> list[tuple[object, ...]]:
     """Our trials with their figures, and Optuna's with their values: all that a study decides by."""
     ours = """
         SELECT stage.name, trial.number, trial.candidate, trial.evaluation_key, trial.state, trial.score,
-               trial.difference, trial.variance, trial.objective
+               trial.difference, trial.variance, trial.objective, trial.samples
         FROM search_trials AS trial JOIN search_stages AS stage ON stage.id = trial.stage_id
         ORDER BY stage.stage, trial.number"""
     theirs = """

@@ -97,7 +97,7 @@ def test_a_foreign_database_is_refused_and_left_alone(file: Path) -> None:
 
 
 def edit_version(connection: sqlite3.Connection) -> None:
-    connection.execute("UPDATE scheduler_search_version SET version = 2")
+    connection.execute("UPDATE scheduler_search_version SET version = 3")
 
 
 def drop_table(connection: sqlite3.Connection) -> None:
@@ -115,7 +115,7 @@ def delete_version(connection: sqlite3.Connection) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_version, "reads version 1 of the study database, but got version 2.*newer one"),
+        (edit_version, "reads version 2 of the study database, but got version 3.*newer one"),
         (drop_table, "must be complete, but got no table chunk_scores"),
         (drop_version_table, "must be complete, but got no table scheduler_search_version"),
         (delete_version, "must be complete, but got 0 version rows"),

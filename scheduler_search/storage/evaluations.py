@@ -1,0 +1,71 @@
+"""Evaluations in the database: the scores of a reduction over a split, chunk by chunk, shared by all studies.
+
+Knows: that a chunk is counted once and keeps its scores. Does not know: what makes two evaluations the same
+(``study.key``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import insert, select
+
+from scheduler_search.errors import DatabaseError
+from scheduler_search.schedule.values import Reduction
+from scheduler_search.storage import queries, rows
+from scheduler_search.storage.connection import Connection
+from scheduler_search.storage.refusals import contradiction
+from scheduler_search.storage.tables import ChunkScoreRow, EvaluationRow
+
+
+class Evaluations(Connection):
+    """The part of ``StudyDatabase`` that is about evaluations."""
+
+    def evaluation(self, key: str, split: str, split_digest: str, reduction: Reduction, chunks: int) -> int:
+        """Identity of the evaluation with that key, recorded first where it is not there.
+
+        Args:
+            key: from ``study.key.evaluation_key``; equal keys mean equal scores.
+            chunks: number of chunks of the split.
+
+        Raises:
+            DatabaseError: the recorded one is of other data or has another number of chunks.
+        """
+        with self._write() as session:
+            row = session.scalar(select(EvaluationRow).where(EvaluationRow.key == key))
+            if row is None:
+                row = rows.evaluation_row(key, split, split_digest, reduction, chunks)
+                session.add(row)
+                session.flush()
+            elif (row.split_digest, row.chunks) != (split_digest, chunks):
+                recorded = (row.split_digest, row.chunks)
+                raise contradiction("split", recorded, (split_digest, chunks), f"evaluation {key}")
+            return row.id
+
+    def add_chunk(self, evaluation: int, chunk: int, scores: Sequence[float]) -> None:
+        """Record the scores of one chunk, in the order of the split; a recorded chunk is not counted twice.
+
+        Raises:
+            DatabaseError: the chunk is recorded with other scores (the evaluation is not deterministic), does not
+                exist, or holds a score outside [0, 1].
+        """
+        place = f"evaluation {evaluation}, chunk {chunk}"
+        rows.require_scores(scores, place)
+        with self._write() as session:
+            chunks = queries.get(session, EvaluationRow, evaluation, place).chunks
+            if not 0 <= chunk < chunks:
+                raise DatabaseError(f"the evaluation has {chunks} chunks, counted from 0", actual=chunk, place=place)
+            recorded = queries.scores(session, evaluation, chunk).get(chunk)
+            if recorded is None:
+                values = [
+                    {"evaluation_id": evaluation, "chunk": chunk, "sample": sample, "score": float(score)}
+                    for sample, score in enumerate(scores)
+                ]
+                session.execute(insert(ChunkScoreRow), values)
+            elif recorded != tuple(scores):
+                raise contradiction("scores", recorded, tuple(scores), place)
+
+    def chunk_scores(self, evaluation: int) -> dict[int, tuple[float, ...]]:
+        """The recorded chunks of an evaluation: scores of its samples by chunk, bit for bit as they were recorded."""
+        with self._read() as session:
+            return queries.scores(session, evaluation)

@@ -1,0 +1,115 @@
+"""Stages in the database, with their trials and decisions.
+
+Knows: that a stage keeps its domain and its decision, and a trial its candidate and its figures. Does not know: how any
+of these is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+
+from scheduler_search.errors import DatabaseError, StudyConflictError
+from scheduler_search.storage import queries, rows
+from scheduler_search.storage.connection import Connection
+from scheduler_search.storage.refusals import contradiction
+from scheduler_search.storage.tables import StageRow, TrialLayerRow, TrialRow
+from scheduler_search.study.states import Decision, Figures, StageRecord, StudyRecord, TrialRecord
+
+
+class Stages(Connection):
+    """The part of ``StudyDatabase`` that is about stages and trials."""
+
+    def stage(self, study: StudyRecord, index: int, name: str, domain_digest: str) -> StageRecord:
+        """The stage with that 0-based index, recorded first where it is not there.
+
+        Raises:
+            StudyConflictError: the recorded stage has another name or another domain.
+        """
+        with self._write() as session:
+            query = select(StageRow).where(StageRow.study_id == study.id, StageRow.stage == index)
+            row = session.scalar(query)
+            if row is None:
+                row = StageRow(study_id=study.id, stage=index, name=name, domain_digest=domain_digest)
+                session.add(row)
+                session.flush()
+            elif (row.name, row.domain_digest) != (name, domain_digest):
+                raise StudyConflictError(
+                    f"stage {index} must search the domain that it began with",
+                    actual=f"{name!r} with {domain_digest} instead of {row.name!r} with {row.domain_digest}",
+                    place=f"study {study.name!r}",
+                    remedy="the model, the data or the program changed; launch a study of another name",
+                )
+            return rows.stage_record(row)
+
+    def stages(self, study: StudyRecord) -> list[StageRecord]:
+        """The recorded stages of a study in order, with their decisions."""
+        with self._read() as session:
+            query = select(StageRow).where(StageRow.study_id == study.id).order_by(StageRow.stage)
+            return [rows.stage_record(row) for row in session.scalars(query)]
+
+    def decide(self, stage: StageRecord, decision: Decision) -> None:
+        """Record the decision of a stage; DatabaseError where another one is recorded."""
+        place = f"stage {stage.name!r}"
+        if (decision.stage, decision.name) != (stage.index, stage.name):
+            raise DatabaseError("a decision must be of its stage", actual=decision.name, place=place)
+        with self._write() as session:
+            row = queries.get(session, StageRow, stage.id, place)
+            recorded = rows.stage_record(row).decision
+            if recorded is None:
+                session.add(rows.decision_row(row, decision))
+            elif recorded != decision:
+                raise contradiction("decision", recorded.candidate, decision.candidate, place)
+
+    def begin_trial(
+        self, stage: StageRecord, number: int, candidate: int, keep_rates: Sequence[float], evaluation_key: str
+    ) -> None:
+        """Record trial ``number`` as running; a recorded trial, running or complete, stays as it is.
+
+        Raises:
+            DatabaseError: trial ``number`` is recorded with another candidate, other keep rates or another key.
+        """
+        asked = TrialRecord(number, candidate, tuple(keep_rates), evaluation_key)
+        with self._write() as session:
+            recorded = next(iter(queries.trials(session, stage, number)), None)
+            if recorded is None:
+                row = TrialRow(stage_id=stage.id, number=number, candidate=candidate, evaluation_key=evaluation_key)
+                row.layers = rows.layer_rows(TrialLayerRow, asked.keep_rates)
+                session.add(row)
+                return
+            if _asked(recorded) != _asked(asked):
+                raise contradiction("candidate", recorded.candidate, candidate, _trial_place(stage, number))
+
+    def finish_trial(self, stage: StageRecord, number: int, figures: Figures) -> None:
+        """Record the figures of a running trial, and that it is complete, or stopped where they are over fewer samples.
+
+        Raises:
+            DatabaseError: the trial was not begun, has other figures already, or a figure is not finite.
+        """
+        rows.require_figures(figures)
+        place = _trial_place(stage, number)
+        with self._write() as session:
+            row = queries.trial_row(session, stage, number)
+            if row is None:
+                raise DatabaseError("a trial must be begun before it is finished", place=place)
+            recorded = rows.figures(row)
+            if recorded is None:
+                rows.set_figures(row, figures)
+                row.finished = func.now()
+            elif recorded != figures:
+                raise contradiction("figures", recorded, figures, place)
+
+    def trials(self, stage: StageRecord) -> list[TrialRecord]:
+        """The recorded trials of a stage, by number."""
+        with self._read() as session:
+            return queries.trials(session, stage)
+
+
+def _trial_place(stage: StageRecord, number: int) -> str:
+    return f"stage {stage.name!r}, trial {number}"
+
+
+def _asked(trial: TrialRecord) -> tuple[object, ...]:
+    """What is known of a trial when it begins."""
+    return (trial.candidate, trial.keep_rates, trial.evaluation_key)
