@@ -11,16 +11,19 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy
 
 from scheduler_search.errors import SearchError
-from scheduler_search.search.observation import Explored, Observation
+from scheduler_search.search.curve import Array, Points, believe
+from scheduler_search.search.improvement import Contest
+from scheduler_search.search.observation import Explored, Observation, incumbent
 from scheduler_search.search.stage import Stage
 
 SAMPLERS = ("expected-improvement", "random", "tpe", "gp")
+
+_GOLDEN_RATIO = 0.6180339887498949
 
 
 def next_batch(
@@ -57,6 +60,8 @@ def next_batch(
         raise SearchError(f"a stage has at most {stage.trials} trials", actual=number, place=stage.name)
     if number in (0, stage.trials):
         return stage.order[: stage.trials - number][:1]
+    if stage.parameter == "budget" and name == SAMPLERS[0]:
+        return _next_points(stage, observations, seed)
     size = min(1 if stage.effort.faithful else stage.effort.batch, stage.trials - number)
     if enumerates(stage, name):
         return stage.order[number : number + size]
@@ -64,6 +69,12 @@ def next_batch(
         size = min(size, 1 + stage.effort.initial - number)
         return _initial(stage, observations, seed, size, name)
     return _suggested(stage, observations, seed, size, name, earlier)
+
+
+def _next_points(stage: Stage, observations: Sequence[Observation], seed: int) -> tuple[int, ...]:
+    from scheduler_search.search.front_search import next_points
+
+    return next_points(stage, observations, seed)
 
 
 def enumerates(stage: Stage, name: str = "expected-improvement") -> bool:
@@ -100,29 +111,99 @@ def uniform(stage: Stage, observations: Sequence[Observation], seed: int, size: 
 
 
 def spread(stage: Stage, observations: Sequence[Observation], seed: int, size: int) -> tuple[int, ...]:
-    """``size`` unseen candidates, each far from all others (placeholder of the low-discrepancy points)."""
-    return uniform(stage, observations, seed, size)
+    """``size`` unseen candidates that lie where an additive recurrence with the golden ratio says.
+
+    Any first few of its points are spread evenly (seed 003 draws them uniformly, and often twice in one place); the
+    study's seed shifts all of them together.
+    """
+    places = coordinates(stage)[:, 0]
+    shift = derived_seed(seed, stage, 0) / 2**31
+    free = list(unseen(stage, observations))
+    chosen = []
+    for number in range(len(observations), len(observations) + size):
+        place = places.min() + (places.max() - places.min()) * ((shift + number * _GOLDEN_RATIO) % 1.0)
+        nearest = min(free, key=lambda candidate: abs(float(places[candidate]) - place))
+        free.remove(nearest)
+        chosen.append(nearest)
+    return tuple(chosen)
+
+
+def coordinates(stage: Stage, candidates: Sequence[int] | None = None) -> Array:
+    """Where candidates lie for the models of score curves, shape [n, 1]; by default all candidates.
+
+    Keep rates as square roots: scores change fastest where few tokens are left.
+    """
+    chosen = range(len(stage.candidates)) if candidates is None else candidates
+    places = numpy.array([stage.candidates[index].features[:1] for index in chosen])
+    return numpy.sqrt(places) if stage.parameter == "keep_rate" else places
+
+
+def contest(stage: Stage, observations: Sequence[Observation], earlier: Sequence[Explored]) -> Contest:
+    """What the unseen candidates of a stage can win, from its observations and those of the stage before."""
+    free = unseen(stage, observations)
+    anchor = next(one for one in observations if one.candidate == stage.anchor)
+    penalties = numpy.array([stage.candidates[index].penalty for index in free])
+    return Contest(
+        belief=believe(_points(stage, observations, earlier, anchor), coordinates(stage, free), anchor.total),
+        penalties=penalties,
+        ceiling=1.0 - anchor.score,
+        best=incumbent(stage, observations).objective - anchor.score,
+    )
+
+
+def _points(
+    stage: Stage, observations: Sequence[Observation], earlier: Sequence[Explored], anchor: Observation
+) -> Points:
+    """The observations of the stage, and those of the stage before that are not its anchor under another name."""
+    parts = [(stage, observations, 0.0)]
+    if earlier:
+        rates = stage.candidates[stage.anchor].keep_rates
+        before = earlier[-1]
+        others = [one for one in before.observations if before.stage.candidates[one.candidate].keep_rates != rates]
+        parts.append((before.stage, others, 1.0))
+    rows = [(explored, one, age) for explored, ones, age in parts for one in ones]
+    return Points(
+        coordinates=numpy.concatenate(
+            [coordinates(of, [one.candidate for one in ones]) for of, ones, _ in parts if ones]
+        ),
+        before=numpy.array([age for _, _, age in rows]),
+        values=numpy.array([one.score - anchor.score for _, one, _ in rows]),
+        variances=numpy.array([_noise(one) for _, one, _ in rows]),
+    )
+
+
+def _noise(observation: Observation) -> float:
+    """Of an observation as an estimate of the candidate's score over the split.
+
+    Where the samples that were read show no variance, another one can still differ: one in all that were read.
+    """
+    left = 1.0 - observation.samples / observation.total
+    return max(observation.sampling_variance, left / observation.samples**2)
 
 
 def _suggested(
     stage: Stage, observations: Sequence[Observation], seed: int, size: int, name: str, earlier: Sequence[Explored]
 ) -> tuple[int, ...]:
     number = len(observations)
+    stream = derived_seed(seed, stage, number)
     if name == "random":
         return uniform(stage, observations, seed, size)
     if name in ("tpe", "gp"):
         from scheduler_search.search.sampler import stand_in
 
-        return stand_in(name, stage, observations, size, derived_seed(seed, stage, number))
+        return stand_in(name, stage, observations, size, stream)
+    if stage.effort.faithful:
+        return (_most_improving(stage, observations, stream),)
+    race = contest(stage, observations, earlier)
+    if race.gains().max() < stage.effort.tolerance:
+        return ()
     free = unseen(stage, observations)
-    with _quiet_import():
-        from scheduler_search.search.gaussian_process import most_improving
-    return (most_improving(stage, observations, free, derived_seed(seed, stage, number)),)
+    return tuple(free[position] for position in race.choose(size, stream))
 
 
-@contextmanager
-def _quiet_import() -> Iterator[None]:
+def _most_improving(stage: Stage, observations: Sequence[Observation], seed: int) -> int:
     with warnings.catch_warnings():
         # linear_operator, below GPyTorch, still compiles with torch.jit.script when it is first imported.
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=DeprecationWarning)
-        yield
+        from scheduler_search.search.gaussian_process import most_improving
+    return most_improving(stage, observations, unseen(stage, observations), seed)
