@@ -7,10 +7,12 @@ databases or clocks; two calls with equal decisions give equal stages, which is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from scheduler_search.schedule.cost import ModelShape, SplitCost, mean_prefill_flops
 from scheduler_search.schedule.families import step, uniform
+from scheduler_search.search.frontier import Frontier, FrontierDomain
 from scheduler_search.search.g_search import GSearch
 from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
 from scheduler_search.search.stage import Effort, Stage
@@ -21,7 +23,7 @@ from scheduler_search.study.values import SplitDescription
 
 
 class Algorithm(Protocol):
-    """A search as a sequence of stages. Only the ``value`` of a decision is read."""
+    """A search as a sequence of stages. Only the ``value`` and the ``keep_rates`` of a decision are read."""
 
     @property
     def stages(self) -> int:
@@ -58,6 +60,8 @@ def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, s
             penalty_unit=search.penalty_unit,
             effort=_effort(search),
         )
+    if search.algorithm == "frontier":
+        return _frontier(search, layers, shape, split)
     return PSigmoid(
         layers=layers,
         first_layer=search.first_layer,
@@ -67,6 +71,12 @@ def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, s
         text_tokens=split.text_tokens,
         effort=_effort(search),
     )
+
+
+def _frontier(search: SearchSection, layers: int, shape: ModelShape, split: SplitDescription) -> Frontier:
+    domain = FrontierDomain(layers, search.first_layer, shape, split.vision_tokens, split.text_tokens)
+    # A candidate that loses to a dearer one is still wanted, so that nothing is raced.
+    return Frontier(domain, replace(_effort(search), race_delta=0.0))
 
 
 def _effort(search: SearchSection) -> Effort:
