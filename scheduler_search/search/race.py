@@ -89,7 +89,12 @@ class Race:
         """Whether the candidate cannot win, or the stake has reached 1 / level."""
         if self._missed > self._allowed + _ROUNDING * self._total:
             return True
-        return bool(numpy.logaddexp.reduce(self._stakes, axis=None) >= -math.log(self._level))
+        return self.log_stake >= -math.log(self._level)
+
+    @property
+    def log_stake(self) -> float:
+        """Logarithm of what a stake of 1 has become."""
+        return float(numpy.logaddexp.reduce(self._stakes, axis=None))
 
     def _bet(self, score: float) -> None:
         """Multiply every stake by 1 - f + f y / (expected y), the expectation being what the hypothesis has left."""

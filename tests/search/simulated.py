@@ -16,10 +16,12 @@ Scores = Callable[[tuple[float, ...]], Sequence[float]]
 Choose = Callable[[Stage, Sequence[Observation]], Sequence[int]]
 
 
-def stage_of(rates: Sequence[float], *, penalty: float = 0.01, initial: int = 10, iterations: int = 20) -> Stage:
+def stage_of(
+    rates: Sequence[float], *, penalty: float = 0.01, initial: int = 10, iterations: int = 20, **effort: Any
+) -> Stage:
     """A one-layer stage over ``rates`` in increasing order, the last one being the anchor."""
     candidates = tuple(Candidate(rate, (rate,), penalty * rate, (rate, 0.5), rate) for rate in rates)
-    return Stage(0, "layer-01", "keep_rate", candidates, len(candidates) - 1, Effort(initial, iterations))
+    return Stage(0, "layer-01", "keep_rate", candidates, len(candidates) - 1, Effort(initial, iterations, **effort))
 
 
 def g_search(layers: int, max_vision_tokens: int, **settings: Any) -> GSearch:
