@@ -7,12 +7,13 @@ servers (``engine``), Optuna (``optuna_trials``), or why something is recorded.
 from __future__ import annotations
 
 from scheduler_search.storage.evaluations import Evaluations
+from scheduler_search.storage.fronts import Fronts
 from scheduler_search.storage.schedules import Schedules
 from scheduler_search.storage.stages import Stages
 from scheduler_search.storage.studies import Studies
 
 
-class StudyDatabase(Studies, Stages, Evaluations, Schedules):
+class StudyDatabase(Studies, Stages, Evaluations, Fronts, Schedules):
     """A study database, opened with ``StudyDatabase.open``; a context manager that closes it.
 
     Every method is one transaction: after a kill at any moment its effect is there in full or not at all, and what a

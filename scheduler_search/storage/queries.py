@@ -52,9 +52,9 @@ def trials(session: Session, stage: StageRecord, number: int | None = None) -> l
     ]
 
 
-def schedule(of: StudyRecord, version: int | None) -> Select[ScheduleRow]:
-    """The schedule of a study in one version, or in the newest."""
-    query = select(ScheduleRow).where(ScheduleRow.study_id == of.id)
+def schedule(of: StudyRecord, version: int | None, target: str) -> Select[ScheduleRow]:
+    """The schedule of a study for a target in one version, or in the newest."""
+    query = select(ScheduleRow).where(ScheduleRow.study_id == of.id, ScheduleRow.target == target)
     if version is not None:
         return query.where(ScheduleRow.version == version)
     return query.order_by(ScheduleRow.version.desc()).limit(1)

@@ -16,16 +16,19 @@ from scheduler_search.rule import Rule
 from scheduler_search.schedule.canonical import canonical_json
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage.tables import (
+    BaselineRow,
     DecisionLayerRow,
     DecisionRow,
     EvaluationLayerRow,
     EvaluationRow,
+    FrontRow,
     StageRow,
     StudyRow,
     TrialLayerRow,
     TrialRow,
 )
 from scheduler_search.study.definition import StudyDefinition
+from scheduler_search.study.front import BaselineScore, FrontPoint
 from scheduler_search.study.states import Decision, Figures, StageRecord, StudyRecord, StudyState, TrialRecord
 
 _Layer = TypeVar("_Layer", DecisionLayerRow, TrialLayerRow)
@@ -119,6 +122,26 @@ def _evaluation_layers(reduction: Reduction) -> Iterator[EvaluationLayerRow]:
     for place, rates in places.items():
         for layer, rate in enumerate(rates, start=1):
             yield EvaluationLayerRow(place=place, layer=layer, keep_rate=rate)
+
+
+def front_row(study: StudyRecord, place: int, point: FrontPoint) -> FrontRow:
+    """The row of a point of a front."""
+    return FrontRow(study_id=study.id, place=place, **vars(point))
+
+
+def front_point(row: FrontRow) -> FrontPoint:
+    """The point of a front that a row holds."""
+    return FrontPoint(**{field.name: getattr(row, field.name) for field in fields(FrontPoint)})
+
+
+def baseline_row(study: StudyRecord, place: int, score: BaselineScore) -> BaselineRow:
+    """The row of a baseline's score."""
+    return BaselineRow(study_id=study.id, place=place, **vars(score))
+
+
+def baseline_score(row: BaselineRow) -> BaselineScore:
+    """The baseline's score that a row holds."""
+    return BaselineScore(**{field.name: getattr(row, field.name) for field in fields(BaselineScore)})
 
 
 def layer_rows(kind: type[_Layer], keep_rates: Sequence[float]) -> list[_Layer]:

@@ -5,7 +5,7 @@ Knows: that an export gives way only to one that replaces it. Does not know: fil
 
 from __future__ import annotations
 
-from sqlalchemy import func
+from sqlalchemy import func, select
 
 from scheduler_search.storage import queries
 from scheduler_search.storage.connection import Connection
@@ -24,6 +24,7 @@ class Schedules(Connection):
         document: str,
         digest: str,
         *,
+        target: str = "",
         max_drop: float | None = None,
         loss_limit: float | None = None,
         replace: bool = False,
@@ -33,27 +34,35 @@ class Schedules(Connection):
         Args:
             version: of the schedule format.
             document: the text of the file.
+            target: what a front was asked for; empty for a study that decides on one schedule.
             max_drop: the loss that the caller allowed; None where the gate was not asked.
             loss_limit: the upper 95 % limit of the paired loss on the validation split; None without one.
             replace: whether a different recorded document gives way.
 
         Raises:
-            DatabaseError: another document is recorded for that study and version.
+            DatabaseError: another document is recorded for that study, version and target.
         """
         with self._write() as session:
-            row = session.scalar(queries.schedule(study, version))
+            row = session.scalar(queries.schedule(study, version, target))
             if row is None:
-                row = ScheduleRow(study_id=study.id, version=version)
+                row = ScheduleRow(study_id=study.id, version=version, target=target)
                 session.add(row)
             elif row.document == document:
                 return
             elif not replace:
-                raise contradiction("schedule", row.digest, digest, f"study {study.name!r}, version {version}")
+                place = f"study {study.name!r}, version {version}{target and f', {target}'}"
+                raise contradiction("schedule", row.digest, digest, place)
             row.document, row.digest = document, digest
             row.max_drop, row.loss_limit, row.exported = max_drop, loss_limit, func.now()
 
-    def schedule(self, study: StudyRecord, version: int | None = None) -> str | None:
+    def schedule(self, study: StudyRecord, version: int | None = None, *, target: str = "") -> str | None:
         """The recorded schedule document, the one of the newest version by default; None where there is none."""
         with self._read() as session:
-            row = session.scalar(queries.schedule(study, version))
+            row = session.scalar(queries.schedule(study, version, target))
             return None if row is None else row.document
+
+    def exported_targets(self, study: StudyRecord) -> list[str]:
+        """What was exported of a study, in alphabetical order; ``[""]`` is the one schedule that it decided on."""
+        with self._read() as session:
+            query = select(ScheduleRow.target).where(ScheduleRow.study_id == study.id)
+            return sorted(set(session.scalars(query)))

@@ -173,16 +173,50 @@ class ChunkScoreRow(Table):
     score: Mapped[float] = mapped_column(Double)
 
 
+class FrontRow(Table):
+    """A point of the front that a frontier study found, in the order in which reports show them."""
+
+    __tablename__ = "search_fronts"
+    study_id: Mapped[int] = _owner("search_studies.id", primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    budget: Mapped[float] = mapped_column(Double)
+    k: Mapped[float] = mapped_column(Double)
+    flops: Mapped[float] = mapped_column(Double)
+    score: Mapped[float] = mapped_column(Double)
+    standard_error: Mapped[float] = mapped_column(Double)
+    difference: Mapped[float] = mapped_column(Double)
+    difference_error: Mapped[float] = mapped_column(Double)
+    evaluated: Mapped[bool]
+
+
+class BaselineRow(Table):
+    """Score of a baseline on the search split, at the FLOPs of the front at ``budget``."""
+
+    __tablename__ = "search_baselines"
+    study_id: Mapped[int] = _owner("search_studies.id", primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    budget: Mapped[float] = mapped_column(Double)
+    name: Mapped[str] = mapped_column(String(100))
+    flops: Mapped[float] = mapped_column(Double)
+    score: Mapped[float] = mapped_column(Double)
+    difference: Mapped[float] = mapped_column(Double)
+    variance: Mapped[float] = mapped_column(Double)
+
+
 class ScheduleRow(Table):
-    """An exported schedule document and what its gate was asked and found (null where it was not asked)."""
+    """An exported schedule document and what its gate was asked and found (null where it was not asked).
+
+    ``target`` is what a front was asked for (``keep-0.25``); empty where a study has the one schedule that it decided.
+    """
 
     __tablename__ = "schedules"
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = _owner("search_studies.id")
     version: Mapped[int]
+    target: Mapped[str] = mapped_column(String(100), default="")
     digest: Mapped[str] = mapped_column(String(71))
     document: Mapped[str] = mapped_column(Text)
     max_drop: Mapped[float | None] = mapped_column(Double)
     loss_limit: Mapped[float | None] = mapped_column(Double)
     exported: Mapped[datetime] = _now()
-    __table_args__ = (UniqueConstraint("study_id", "version"),)
+    __table_args__ = (UniqueConstraint("study_id", "version", "target"),)
