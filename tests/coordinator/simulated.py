@@ -6,7 +6,7 @@ integration tests run the same coordinator on the real testbed model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from scheduler_search.schedule.cost import DecoderShape, ModelShape
 from scheduler_search.schedule.values import ModelIdentity, Reduction
@@ -49,7 +49,7 @@ class SimulatedExecutor:
             text_tokens=(5,) * self._samples,
         )
 
-    def run(self, tasks: Sequence[ChunkTask]) -> Iterator[ChunkResult]:
+    def run(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
         for task in tasks:
             self.executed.append(task)
             yield ChunkResult(task, self._scores(task))
