@@ -87,8 +87,9 @@ def test_a_race_ends_where_it_would_end_without_workers_or_cache(database: Study
 def test_requests_are_read_side_by_side_and_end_apart(database: StudyDatabase) -> None:
     runner = Ahead(4)
     requests = [Request(keeping(2), race()), Request(keeping(16), race()), Request(keeping(12))]
-    first, second, third = Evaluations(database, runner).read("search", requests)
+    first, *others = Evaluations(database, runner).read("search", requests)
     assert len(first) < 40 * CHUNKS
+    assert [len(scores) for scores in others] == [40 * CHUNKS] * 2
     for count in (16, 12):
         assert sum(task.reduction == keeping(count) for task in runner.executed) == CHUNKS
 

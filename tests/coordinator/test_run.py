@@ -18,7 +18,7 @@ from tests.coordinator.simulated import LAYERS, SimulatedExecutor
 
 def definition(name: str = "simulated", **search: object) -> StudyDefinition:
     settings: dict[str, object] = {"stride": 5, "initial": 3, "iterations": 4, **search}
-    if settings.get("algorithm") == "p-sigmoid":
+    if settings.get("algorithm", "g-search") != "g-search":
         del settings["stride"]
     return StudyDefinition.model_validate(
         {
