@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from scheduler_search.coordinator.events import Event, Listener, StageDecided, StageStarted, TrialFinished
+from scheduler_search.coordinator.events import (
+    BaselineScored,
+    Event,
+    Listener,
+    StageDecided,
+    StageStarted,
+    TrialFinished,
+)
 
 
 @contextmanager
@@ -57,6 +64,9 @@ class _Display:
                 self._finished(event)
             case StageDecided():
                 self._decide(event)
+            case BaselineScored():
+                description = f"{self._study} {event.name} at budget {event.budget:g}: score {event.score:.4f}"
+                self._progress.update(self._task, description=description)
 
     def _started(self, event: StageStarted) -> None:
         self._trials = event.trials

@@ -42,7 +42,16 @@ class StageDecided:
     decision: Decision
 
 
-Event = StageStarted | TrialFinished | StageDecided
+@dataclass(frozen=True)
+class BaselineScored:
+    """A schedule that a front is shown beside is scored on the search split."""
+
+    budget: float
+    name: str
+    score: float
+
+
+Event = StageStarted | TrialFinished | StageDecided | BaselineScored
 Listener = Callable[[Event], None]
 
 

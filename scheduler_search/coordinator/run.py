@@ -10,12 +10,14 @@ from contextlib import contextmanager
 
 import optuna
 
+from scheduler_search.coordinator.baselines import record_front
 from scheduler_search.coordinator.evaluations import Evaluations
 from scheduler_search.coordinator.events import Listener, StageDecided, ignore
 from scheduler_search.coordinator.stage import StageRunner, explored
 from scheduler_search.errors import SchedulerSearchError
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.search import Algorithm, Explored, algorithm_for
+from scheduler_search.search.frontier import Frontier
 from scheduler_search.storage import StudyDatabase, optuna_storage
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.states import Decision, StudyRecord, StudyState
@@ -68,6 +70,8 @@ def _run_stages(
         runner = StageRunner(study.definition, stage, record, earlier, database, evaluations, storage, listener)
         decisions.append(runner.run())
         earlier.append(runner.explored())
+    if isinstance(algorithm, Frontier):
+        record_front(database, study, algorithm, earlier[0], evaluations, listener)
     return decisions
 
 

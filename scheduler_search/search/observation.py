@@ -94,19 +94,24 @@ def observe(stage: Stage, candidate: int, scores: Sequence[float], anchor_scores
             actual=f"{len(scores)} and {len(anchor_scores)} scores",
             place=stage.name,
         )
-    differences = [score - anchor for score, anchor in zip(scores, anchor_scores, strict=False)]
-    difference = math.fsum(differences) / len(differences)
+    difference, variance = paired_mean(scores, anchor_scores)
     whole = scores if len(scores) == len(anchor_scores) else [*anchor_scores, len(anchor_scores) * difference]
     score = math.fsum(whole) / len(anchor_scores)
     return Observation(
         candidate=candidate,
         score=score,
         difference=difference,
-        variance=0.0 if candidate == stage.anchor else _variance_of_mean(differences),
+        variance=0.0 if candidate == stage.anchor else variance,
         objective=score - stage.candidates[candidate].penalty,
         samples=len(scores),
         total=len(anchor_scores),
     )
+
+
+def paired_mean(scores: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Mean of ``scores`` - ``others`` on the same samples, as far as both go, and the variance of that mean."""
+    differences = [score - other for score, other in zip(scores, others, strict=False)]
+    return math.fsum(differences) / len(differences), _variance_of_mean(differences)
 
 
 def _variance_of_mean(differences: Sequence[float]) -> float:

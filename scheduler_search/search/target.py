@@ -6,16 +6,19 @@ what is measured afterwards, or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from scheduler_search.errors import GateError, SearchError
 from scheduler_search.schedule.budget import sigmoid_rates_for_flops
 from scheduler_search.schedule.families import mean_keep_rate
 from scheduler_search.search.front import Front, Prediction
-from scheduler_search.search.frontier import CHEAPEST, FrontierDomain, budget_grid
+from scheduler_search.search.frontier import CHEAPEST, STEEPNESSES, FrontierDomain, budget_grid
 from scheduler_search.search.stage import Candidate
 from scheduler_search.search.steepness import steepness_grid
+
+# Mean keep rates at which a front is shown: half octaves where many tokens are left, whole ones below.
+SHOWN = (1.0, 2.0**-0.5, 0.5, 2.0**-1.5, 0.25, 0.125, 0.0625, CHEAPEST)
 
 # Values of k among which the best is chosen at a given cost, and budgets and values of k at a given loss.
 _FINE = 129
@@ -147,3 +150,11 @@ def _check_searched(budget: float) -> None:
         raise SearchError(
             f"a frontier study knows mean keep rates from {CHEAPEST:g} to 1", actual=f"a mean keep rate of {budget:.4g}"
         )
+
+
+def summary(domain: FrontierDomain, front: Front, observed: Sequence[Candidate]) -> tuple[tuple[Choice, bool], ...]:
+    """The best schedules of the search's grid at ``SHOWN`` budgets, and whether each is one of ``observed``."""
+    seen = {domain.counts(candidate.keep_rates) for candidate in observed}
+    grid = tuple(steepness_grid(domain.steepest, STEEPNESSES))
+    chosen = [best_at(domain, front, [domain.candidate(budget, k) for k in grid]) for budget in SHOWN]
+    return tuple((choice, domain.counts(choice.candidate.keep_rates) in seen) for choice in chosen)
