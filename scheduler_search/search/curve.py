@@ -7,7 +7,7 @@ numbers, no optimiser that could fail, and hyperparameters that a few points can
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 
 import numpy
@@ -21,8 +21,10 @@ _LENGTHSCALES = (0.1, 0.2, 0.4, 0.8)
 # By how many samples of the split a candidate typically leaves the curve: a score is a step function, and which few
 # samples turn between two neighbours is chance.
 _NUGGETS = (0.3, 1.0, 3.0)
-# Between the curves of two consecutive stages; 0 where there is nothing to learn from the stage before.
-_CORRELATIONS = (0.0, 0.5, 0.8, 0.95)
+# Between the curves of two consecutive stages, 0 where there is nothing to learn from the one before; and how large the
+# running one is beside it: the deeper the layer, the less its tokens matter.
+_CORRELATIONS = (0.0, 0.9)
+_RATIOS = (0.1, 0.3, 1.0)
 
 # Combinations less likely than this share of the likeliest are dropped, and all but so many.
 _UNLIKELY = 1e-3
@@ -57,15 +59,29 @@ class _Settings:
     lengthscale: Array
     nugget: Array
     correlation: Array
+    ratio: Array
 
     def chosen(self, which: numpy.typing.NDArray[numpy.intp]) -> _Settings:
-        return _Settings(self.amplitude[which], self.lengthscale[which], self.nugget[which], self.correlation[which])
+        """Some of them."""
+        return _Settings(*(getattr(self, field.name)[which] for field in fields(self)))
 
-    def kernel(self, distances: Array, gaps: Array) -> Array:
-        """Prior covariance (Matern 5/2, scaled by the correlation between stages), shape [h, *distances.shape]."""
+    def kernel(self, distances: Array, first: Array, second: Array) -> Array:
+        """Prior covariance (Matern 5/2 within a stage, a share of it between stages), shape [h, n, m].
+
+        Args:
+            distances: shape [n, m].
+            first: ``Points.before`` of the rows, shape [n].
+            second: and of the columns, shape [m].
+        """
         scaled = numpy.sqrt(5.0) * distances / self.lengthscale[:, None, None]
-        covariance = (1 + scaled + scaled**2 / 3) * numpy.exp(-scaled) * self.amplitude[:, None, None] ** 2
-        result: Array = numpy.where(gaps > 0, covariance * self.correlation[:, None, None], covariance)
+        matern = (1 + scaled + scaled**2 / 3) * numpy.exp(-scaled)
+        sizes = self._amplitudes(first)[:, :, None] * self._amplitudes(second)[:, None, :]
+        related = numpy.where(first[:, None] == second, 1.0, self.correlation[:, None, None])
+        result: Array = sizes * related * matern
+        return result
+
+    def _amplitudes(self, before: Array) -> Array:
+        result: Array = self.amplitude[:, None] * numpy.where(before > 0, 1.0, self.ratio[:, None])
         return result
 
 
@@ -90,7 +106,7 @@ class Belief:
         """Between all candidates and those in ``columns`` as they would be measured, shape [h, m, len(columns)]."""
         apart = _distances(self._coordinates, self._coordinates[columns])
         known = self._explained.transpose(0, 2, 1) @ self._explained[:, :, columns]
-        result: Array = self._settings.kernel(apart, numpy.zeros_like(apart)) - known
+        result: Array = self._settings.kernel(apart, *map(numpy.zeros, apart.shape)) - known
         result[:, columns, range(len(columns))] = self.variances[:, columns]
         return result
 
@@ -103,9 +119,10 @@ def believe(points: Points, coordinates: Array, samples: int) -> Belief:
     """
     settings = _grid(samples, related=bool(points.before.any()))
     apart = _distances(points.coordinates, points.coordinates)
-    gaps = abs(points.before[:, None] - points.before[None, :])
     noise = settings.nugget[:, None] + points.variances + _JITTER
-    covariance = settings.kernel(apart, gaps) + noise[:, :, None] * numpy.eye(len(points.values))
+    covariance = settings.kernel(apart, points.before, points.before) + noise[:, :, None] * numpy.eye(
+        len(points.values)
+    )
     factor = numpy.linalg.cholesky(covariance)
     whitened = numpy.linalg.solve(factor, numpy.broadcast_to(points.values[:, None], (*noise.shape, 1)))[..., 0]
     log_likelihood = -(whitened**2).sum(1) / 2 - numpy.log(numpy.einsum("hii->hi", factor)).sum(1)
@@ -114,18 +131,19 @@ def believe(points: Points, coordinates: Array, samples: int) -> Belief:
     settings = settings.chosen(likeliest)
     weights = numpy.exp(log_likelihood[likeliest] - log_likelihood.max())
     apart = _distances(points.coordinates, coordinates)
-    cross = settings.kernel(apart, numpy.repeat(points.before[:, None], len(coordinates), 1))
+    cross = settings.kernel(apart, points.before, numpy.zeros(len(coordinates)))
     explained = numpy.linalg.solve(factor[likeliest], cross)
     means = (explained * whitened[likeliest][:, :, None]).sum(1)
-    curve = numpy.maximum(settings.amplitude[:, None] ** 2 - (explained**2).sum(1), 0.0)
+    curve = numpy.maximum(((settings.amplitude * settings.ratio) ** 2)[:, None] - (explained**2).sum(1), 0.0)
     variances = curve + settings.nugget[:, None]
     return Belief(weights / weights.sum(), means, variances, settings, coordinates, explained)
 
 
 def _grid(samples: int, *, related: bool) -> _Settings:
-    correlations = _CORRELATIONS if related else (0.0,)
-    table = numpy.array(list(product(_AMPLITUDES, _LENGTHSCALES, _NUGGETS, correlations)))
-    return _Settings(table[:, 0], table[:, 1], (table[:, 2] / samples) ** 2, table[:, 3])
+    relations = product(_CORRELATIONS, _RATIOS) if related else ((0.0, 1.0),)
+    rows = [(*row, *relation) for relation in relations for row in product(_AMPLITUDES, _LENGTHSCALES, _NUGGETS)]
+    amplitude, lengthscale, nugget, correlation, ratio = numpy.array(rows).T
+    return _Settings(amplitude, lengthscale, (nugget / samples) ** 2, correlation, ratio)
 
 
 def _distances(first: Array, second: Array) -> Array:

@@ -36,11 +36,11 @@ def next_batch(
 ) -> tuple[int, ...]:
     """Candidates of the trials that follow ``observations``, to be evaluated together; empty where the stage ends.
 
-    Trial 0 is the anchor, alone. ``effort.initial`` trials follow that need no model, then at most
-    ``effort.iterations`` that maximise expected improvement (seed 003, Algorithm 1) until it is below
-    ``effort.tolerance`` everywhere. Observed candidates are not suggested again: evaluations are stored, so a
-    repetition would bring nothing. With ``effort.faithful`` the initial points are uniform, batches hold one
-    candidate, ``earlier`` is not read, and a stage ends after all its trials.
+    Trial 0 is the anchor, alone. ``effort.initial`` trials follow that need no model (none after an earlier stage,
+    whose curve says where to look), then at most ``effort.iterations`` that maximise expected improvement (seed 003,
+    Algorithm 1) until it is below ``effort.tolerance`` everywhere. Observed candidates are not suggested again:
+    evaluations are stored, so a repetition would bring nothing. With ``effort.faithful`` the initial points are
+    uniform, batches hold one candidate, ``earlier`` is not read, and a stage ends after all its trials.
 
     Args:
         observations: of all trials before the batch, in the order of their numbers.
@@ -65,7 +65,7 @@ def next_batch(
     size = min(1 if stage.effort.faithful else stage.effort.batch, stage.trials - number)
     if enumerates(stage, name):
         return stage.order[number : number + size]
-    if number <= stage.effort.initial:
+    if number <= stage.effort.initial and not (earlier and models_curves(stage, name)):
         size = min(size, 1 + stage.effort.initial - number)
         return _initial(stage, observations, seed, size, name)
     return _suggested(stage, observations, seed, size, name, earlier)
@@ -77,9 +77,14 @@ def _next_points(stage: Stage, observations: Sequence[Observation], seed: int) -
     return next_points(stage, observations, seed)
 
 
+def models_curves(stage: Stage, name: str) -> bool:
+    """Whether candidates are chosen by what is believed of whole score curves, the stage before included."""
+    return name == SAMPLERS[0] and not stage.effort.faithful
+
+
 def enumerates(stage: Stage, name: str = "expected-improvement") -> bool:
     """Whether all candidates are tried in order of preference: where they fit into trials that cannot end early."""
-    return stage.enumerated and (stage.effort.faithful or not stage.effort.tolerance or name != SAMPLERS[0])
+    return stage.enumerated and not (models_curves(stage, name) and stage.effort.tolerance)
 
 
 def unseen(stage: Stage, observations: Sequence[Observation]) -> tuple[int, ...]:
@@ -95,9 +100,8 @@ def derived_seed(seed: int, stage: Stage, number: int) -> int:
 
 
 def _initial(stage: Stage, observations: Sequence[Observation], seed: int, size: int, name: str) -> tuple[int, ...]:
-    if stage.effort.faithful or name != SAMPLERS[0]:
-        return uniform(stage, observations, seed, size)
-    return spread(stage, observations, seed, size)
+    pick = spread if models_curves(stage, name) else uniform
+    return pick(stage, observations, seed, size)
 
 
 def uniform(stage: Stage, observations: Sequence[Observation], seed: int, size: int) -> tuple[int, ...]:
