@@ -336,6 +336,14 @@ def test_the_metric_is_for_every_split(definition: Make) -> None:
     assert all(0 < value < 1 for value in found[4:])
 
 
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_half_precision(definition: Make, tokens: int) -> None:
+    data = {"metric": "fidelity", "max_new_tokens": tokens}
+    worker = LocalExecutor(definition(model={"dtype": "bfloat16"}, data=data))
+    assert values(worker, "search", FULL) == [1.0] * 7
+    assert all(0 < value < 1 for value in values(worker, "search", REDUCED))
+
+
 @pytest.fixture
 def label_free(data_file: Path, tmp_path: Path) -> Path:
     records = [json.loads(line) for line in data_file.read_text().splitlines()]
