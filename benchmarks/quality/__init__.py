@@ -1,0 +1,1 @@
+"""The parts of the search quality benchmark (``benchmarks.search_quality``)."""
