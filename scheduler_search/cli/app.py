@@ -80,6 +80,25 @@ def export(
     context: typer.Context,
     name: Name,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the schedules.")] = Path("schedules"),
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            "--tflops",
+            metavar="X",
+            min=0.0,
+            help="Of a frontier study: the best schedule of at most X TFLOPs per prefill.",
+        ),
+    ] = None,
+    keep_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-rate",
+            metavar="X",
+            min=0.0,
+            max=1.0,
+            help="Of a frontier study: the best schedule with a mean keep rate of X from the first searched layer on.",
+        ),
+    ] = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -87,7 +106,8 @@ def export(
             metavar="X",
             min=0.0,
             max=1.0,
-            help="Write nothing and exit with 3 if the upper 95 % limit of the loss on the validation split exceeds X.",
+            help="Write nothing and exit with 3 if the upper 95 % limit of the loss on the validation split exceeds X. "
+            "Of a frontier study, without the two options above: the cheapest schedule expected to lose at most X.",
         ),
     ] = None,
     allow_unvalidated: Annotated[
@@ -98,7 +118,16 @@ def export(
     """Validate the schedule that a study found on data it never saw, freeze it, and write it as JSON."""
     from scheduler_search.cli.export import export_schedule
 
-    export_schedule(context.obj, name, out, max_drop=max_drop, allow_unvalidated=allow_unvalidated, replace=replace)
+    export_schedule(
+        context.obj,
+        name,
+        out,
+        tflops=tflops,
+        keep_rate=keep_rate,
+        max_drop=max_drop,
+        allow_unvalidated=allow_unvalidated,
+        replace=replace,
+    )
 
 
 @app.command()

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from scheduler_search.cli.front import print_expectation
 from scheduler_search.cli.render import interval, plain_table
 
 if TYPE_CHECKING:
     from scheduler_search.schedule.document import ScheduleDocument
     from scheduler_search.schedule.record import Measured
+    from scheduler_search.search.target import Target
     from scheduler_search.storage import StudyDatabase
     from scheduler_search.study.states import StudyRecord
 
@@ -20,40 +22,61 @@ _SOFTWARE = ("scheduler-search", "torch", "transformers", "optuna", "botorch", "
 
 
 def export_schedule(
-    url: str, name: str, out: Path, *, max_drop: float | None, allow_unvalidated: bool, replace: bool
+    url: str,
+    name: str,
+    out: Path,
+    *,
+    tflops: float | None = None,
+    keep_rate: float | None = None,
+    max_drop: float | None = None,
+    allow_unvalidated: bool = False,
+    replace: bool = False,
 ) -> None:
-    """Export a study.
+    """Export a study; of a frontier study, the schedule for one target.
 
     Raises:
-        ExportError: the study is not finished, or has no validation split.
+        ExportError: the study is not finished, or has no validation split, or the options do not fit its algorithm.
         GateError: the schedule may lose more than ``max_drop``.
         ScheduleDocumentError: the file cannot be written, or holds another document.
     """
-    from scheduler_search.export import check_folder, check_validated, publish, recorded_document
+    from scheduler_search.export import check_folder, check_validated, publish, recorded_document, target_of
     from scheduler_search.storage import StudyDatabase
 
     check_folder(out)
     with StudyDatabase.open(url, create=False) as database:
         study = database.study(name)
+        target = target_of(study, tflops, keep_rate, max_drop)
+        label = "" if target is None else target.label
         check_validated(study, allow_unvalidated)
-        document = None if replace else recorded_document(database, study)
+        document = None if replace else recorded_document(database, study, label)
         if document is None:
-            document = _measured_document(database, study)
+            document = _measured_document(database, study, target)
+        print_expectation(document)
         _print_measurement(document)
-        path = publish(database, study, document, out, max_drop=max_drop, replace=replace)
+        path = publish(database, study, document, out, max_drop=max_drop, replace=replace, target=label)
     Console().print(f"wrote {path}", soft_wrap=True)
 
 
-def _measured_document(database: StudyDatabase, study: StudyRecord) -> ScheduleDocument:
+def _measured_document(database: StudyDatabase, study: StudyRecord, target: Target | None) -> ScheduleDocument:
     from scheduler_search.coordinator import Evaluations
     from scheduler_search.evaluation import LocalExecutor
-    from scheduler_search.export import freeze, measure, searched_reduction
+    from scheduler_search.export import (
+        chosen,
+        freeze,
+        measure,
+        parameters_of,
+        reduction_of,
+        searched_reduction,
+    )
 
     definition = study.definition
     reduction = searched_reduction(database, study)
-    measured = None
+    measured, found = None, None
     with Console(stderr=True).status("measuring on the validation split"):
         executor = LocalExecutor(definition)
+        if target is not None:
+            choice = chosen(database, study, executor, target)
+            reduction, found = reduction_of(study, choice), parameters_of(target, choice)
         if definition.data.validation is not None:
             measured = measure(
                 reduction,
@@ -64,7 +87,7 @@ def _measured_document(database: StudyDatabase, study: StudyRecord) -> ScheduleD
                 scores=Evaluations(database, executor).scores,
             )
         software = {distribution: version(distribution) for distribution in _SOFTWARE}
-        return freeze(study, reduction, measured, executor, software)
+        return freeze(study, reduction, measured, executor, software, found)
 
 
 def _print_measurement(document: ScheduleDocument) -> None:

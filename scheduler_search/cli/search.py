@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
+from scheduler_search.cli.front import print_front
 from scheduler_search.cli.progress import watch
 from scheduler_search.cli.render import bar_chart
 from scheduler_search.study import StudyDefinition, read_study_file
@@ -82,9 +83,14 @@ def _run(database: StudyDatabase, study: StudyRecord, executor: LocalExecutor, a
     except KeyboardInterrupt:
         console.print(f"interrupted; nothing is lost. Go on with: scheduler-search resume {study.name}")
         raise typer.Exit(130) from None
-    console.print(bar_chart(reduction.keep_rates))
+    if study.definition.search.algorithm == "frontier":
+        print_front(database.front(study), database.baselines(study))
+    else:
+        console.print(bar_chart(reduction.keep_rates))
     _print_finished(study)
 
 
 def _print_finished(study: StudyRecord) -> None:
-    Console().print(f"study {study.name} is finished; next: scheduler-search export {study.name}", soft_wrap=True)
+    target = " --keep-rate 0.25" if study.definition.search.algorithm == "frontier" else ""
+    next_step = f"scheduler-search export {study.name}{target}"
+    Console().print(f"study {study.name} is finished; next: {next_step}", soft_wrap=True)

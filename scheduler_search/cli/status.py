@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from scheduler_search.cli.front import print_front
 from scheduler_search.cli.render import bar_chart, plain_table
 
 if TYPE_CHECKING:
@@ -27,7 +29,10 @@ def print_status(url: str, name: str | None, as_json: bool) -> None:
         if name is None:
             _print_all([_summary(database, study) for study in database.studies()], as_json)
         else:
-            _print_one(_details(database, database.study(name)), as_json)
+            study = database.study(name)
+            _print_one(_details(database, study), as_json)
+            if not as_json:
+                print_front(database.front(study), database.baselines(study))
 
 
 def _summary(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
@@ -52,7 +57,19 @@ def _details(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
         "digest": study.definition.digest,
         "stages": [_stage(database, stage) for stage in stages],
         "keep_rates": list(decided[-1].keep_rates) if decided else None,
-        "exported": database.schedule(study) is not None,
+        "exported": bool(database.exported_targets(study)),
+        **_front(database, study),
+    }
+
+
+def _front(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
+    """What only a frontier study has."""
+    if study.definition.search.algorithm != "frontier":
+        return {}
+    return {
+        "front": [asdict(point) for point in database.front(study)],
+        "baselines": [asdict(score) for score in database.baselines(study)],
+        "exported_targets": database.exported_targets(study),
     }
 
 
@@ -96,7 +113,7 @@ def _print_one(study: Mapping[str, object], as_json: bool) -> None:
     assert isinstance(stages, list)
     rows = [_stage_row(stage) for stage in stages]
     console.print(plain_table("stages", ("stage", "trials", "decided", "score", "objective"), rows))
-    if isinstance(study["keep_rates"], list):
+    if isinstance(study["keep_rates"], list) and study["algorithm"] != "frontier":
         console.print(bar_chart(study["keep_rates"]))
 
 

@@ -3,6 +3,14 @@
 Knows: measurements, baselines, the gate and the file. Does not know: tensors, or how the search found the schedule.
 """
 
+from scheduler_search.export.front import (
+    Expectation,
+    chosen,
+    expectation_of,
+    parameters_of,
+    reduction_of,
+    target_of,
+)
 from scheduler_search.export.measure import Comparison, compare, measure, unreduced
 from scheduler_search.export.paired import Mean, PairedDifference, mean_score, paired_difference
 from scheduler_search.export.publish import (
@@ -17,18 +25,24 @@ from scheduler_search.export.publish import (
 
 __all__ = [
     "Comparison",
+    "Expectation",
     "Mean",
     "PairedDifference",
     "check_folder",
     "check_gate",
     "check_validated",
+    "chosen",
     "compare",
+    "expectation_of",
     "freeze",
     "mean_score",
     "measure",
     "paired_difference",
+    "parameters_of",
     "publish",
     "recorded_document",
+    "reduction_of",
     "searched_reduction",
+    "target_of",
     "unreduced",
 ]

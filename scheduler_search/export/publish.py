@@ -9,6 +9,9 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
+
+from pydantic import JsonValue
 
 from scheduler_search.errors import ExportError, GateError
 from scheduler_search.schedule.document import ScheduleDocument, parse_document, write_document
@@ -91,16 +94,17 @@ def freeze(
     measured: Measured | None,
     executor: Executor,
     software: Mapping[str, str],
+    found: Mapping[str, JsonValue] | None = None,
 ) -> ScheduleDocument:
-    """The document of a study's schedule, as of now."""
+    """The document of a study's schedule, as of now; ``found`` is added to the parameters of its algorithm."""
     definition = study.definition
     search = executor.split("search")
     validation = None if measured is None else executor.split("validation")
-    parameters = definition.search.to_document()
+    parameters = cast("dict[str, JsonValue]", definition.search.to_document())
     provenance = Provenance(
         study=definition.name,
         algorithm=str(parameters.pop("algorithm")),
-        algorithm_parameters=parameters,
+        algorithm_parameters=parameters | dict(found or {}),
         search_data_digest=search.digest,
         validation_data_digest=None if validation is None else validation.digest,
         search_samples=search.samples,
@@ -112,9 +116,9 @@ def freeze(
     return ScheduleDocument(Schedule(executor.model().identity, reduction), provenance, measured, created)
 
 
-def recorded_document(database: StudyDatabase, study: StudyRecord) -> ScheduleDocument | None:
-    """The document of an earlier export, byte for byte; None where there was none."""
-    text = database.schedule(study)
+def recorded_document(database: StudyDatabase, study: StudyRecord, target: str = "") -> ScheduleDocument | None:
+    """The document of an earlier export (for that target), byte for byte; None where there was none."""
+    text = database.schedule(study, target=target)
     return None if text is None else parse_document(text, f"the study database, study {study.name!r}")
 
 
@@ -126,8 +130,9 @@ def publish(
     *,
     max_drop: float | None,
     replace: bool,
+    target: str = "",
 ) -> Path:
-    """Record a document and write it to ``<out>/<model>/<study>.v1.json``; returns the path.
+    """Record a document and write it to ``<out>/<model>/<study>[-<target>].v1.json``; returns the path.
 
     The record comes first: a file that exists can always be traced to its study.
 
@@ -144,7 +149,9 @@ def publish(
         max_drop=max_drop,
         loss_limit=loss_limit(document.measured),
         replace=replace,
+        target=target,
     )
-    path = out / document.schedule.model.id.replace("/", "--") / f"{study.name}.v{_VERSION}.json"
+    name = f"{study.name}-{target}" if target else study.name
+    path = out / document.schedule.model.id.replace("/", "--") / f"{name}.v{_VERSION}.json"
     write_document(path, document, replace=replace)
     return path
