@@ -1,9 +1,13 @@
-"""What a search on the testbed costs with and without the prefix store; both find the same, bit for bit.
+"""What a search on the testbed costs: seed 003's own procedure without any saving, and each saving added to it.
 
     OMP_NUM_THREADS=1 python -m benchmarks.search_cost
 
-Prints a Markdown table. Layer-tokens are tokens that pass a decoder layer, summed over layers, samples and trials;
-processor time is that of the whole search after model and data are loaded, vision tower and bookkeeping included.
+Prints a Markdown table for each algorithm. Layer-tokens are tokens that pass a decoder layer, summed over layers,
+samples and trials, and FLOPs are those of the same layers (``schedule.cost``); wall time is that of the whole search
+after model and data are loaded, vision tower, Gaussian processes and bookkeeping included. The validation scores are
+of the schedules that the searches found, on samples that no search saw, and their difference is paired.
+
+Exits with 1 where the two exact searches (with and without the prefix store) found different schedules.
 """
 
 from __future__ import annotations
@@ -12,13 +16,17 @@ import argparse
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from scheduler_search.coordinator import run_study
+from scheduler_search.coordinator.evaluations import Evaluations
 from scheduler_search.evaluation import LocalExecutor
+from scheduler_search.export.paired import paired_difference
+from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import StudyDefinition
@@ -26,100 +34,162 @@ from scheduler_search.study.values import ChunkResult, ChunkTask
 
 STUDIES = Path(__file__).parents[1] / "studies"
 FILES = {"g-search": "quickstart.toml", "p-sigmoid": "quickstart-sigmoid.toml"}
-COLUMNS = ("algorithm", "prefix store", "chunk runs", "layer calls", "layer-tokens", "processor s", "wall s")
+_PAPER = {"initial": 10, "iterations": 20}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the search: settings of [search], those of G-Search alone, and whether prefixes are kept."""
+
+    name: str
+    settings: Mapping[str, object]
+    greedy: Mapping[str, object] = field(default_factory=lambda: {"refine": False})
+    prefixes: bool = True
+
+
+_NOTHING = {**_PAPER, "race_delta": 0.0, "tolerance": 0.0}
+VARIANTS = (
+    Variant("faithful, nothing saved", {**_PAPER, "faithful": True}, prefixes=False),
+    Variant("faithful + prefix store", {**_PAPER, "faithful": True}),
+    Variant("+ races alone", {**_NOTHING, "race_delta": 0.05}),
+    Variant("+ curves of earlier stages and early end alone", {"race_delta": 0.0}),
+    Variant("all savings", {}),
+    Variant("all savings, each layer refined (default)", {}, greedy={}),
+)
 
 
 @dataclass
 class Cost:
     """What one search took, and what it found."""
 
+    decisions: list[float] = field(default_factory=list)
     reduction: Reduction | None = None
+    search_score: float = 0.0
+    trials: int = 0
+    stopped: int = 0
     chunk_runs: int = 0
-    layer_calls: int = 0
     layer_tokens: int = 0
+    flops: float = 0.0
     process: float = 0.0
     wall: float = 0.0
-
-    def count(self, hidden: Any) -> None:
-        """One decoder layer ran on ``hidden`` [B, S, D]."""
-        self.layer_calls += 1
-        self.layer_tokens += hidden.shape[0] * hidden.shape[1]
 
 
 class _CountedExecutor(LocalExecutor):
     """An executor with its model and data loaded, that counts what runs."""
 
-    def __init__(self, definition: StudyDefinition, cost: Cost, memory: int | None) -> None:
-        super().__init__(definition, prefix_memory=memory)
-        self._cost = cost
+    def __init__(self, definition: StudyDefinition, prefixes: bool) -> None:
+        super().__init__(definition, prefix_memory=None if prefixes else 0)
+        self.cost = Cost()
         self.split("search")
+        self._decoder = self.model().shape.decoder
         for layer in self._load()[0].model.get_decoder().layers:
             layer.self_attn.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def run(self, tasks: Sequence[ChunkTask]) -> Iterator[ChunkResult]:
+    def run(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
         """Run the tasks."""
         for result in super().run(tasks):
-            self._cost.chunk_runs += 1
+            self.cost.chunk_runs += 1
             yield result
 
     def _count(self, _module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._cost.count(args[0] if args else kwargs["hidden_states"])
+        samples, tokens, _ = (args[0] if args else kwargs["hidden_states"]).shape
+        self.cost.layer_tokens += samples * tokens
+        self.cost.flops += samples * tokens * (self._decoder.linear_flops + self._decoder.attention_flops * tokens)
+
+
+COLUMNS = ("search", "trials", "stopped", "chunk runs", "layer-tokens", "x less", "GFLOPs", "x less", "processor s")
+COLUMNS = (*COLUMNS, "wall s", "x less", "decisions", "search score", "validation score", "minus faithful [95 %]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code, 1 if the two searches found different schedules."""
+    """Run the benchmark; returns the exit code, 1 if the exact searches found different schedules."""
     options = _parse(arguments)
-    print(_line(COLUMNS), _line(["---"] * len(COLUMNS)), sep="\n", flush=True)
-    footer = []
+    same = True
     for algorithm in options.algorithms:
-        definition = _definition(algorithm, options.samples)
-        costs = {}
-        for name, memory in (("off", 0), ("on", None)):
-            costs[name] = _search(definition, memory)
-            print(_row(algorithm, name, costs[name]), flush=True)
-        off, on = costs["off"], costs["on"]
-        if off.reduction != on.reduction:
-            print(f"{algorithm}: the searches found different schedules")
-            return 1
-        footer.append(
-            f"{algorithm}: {off.layer_tokens / on.layer_tokens:.2f} x fewer layer-tokens, "
-            f"{off.process / on.process:.2f} x less processor time, the same schedule."
-        )
-    print("", *footer, sep="\n")
-    return 0
+        print(f"\n{algorithm}\n\n{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}", flush=True)
+        costs: list[Cost] = []
+        scores: list[tuple[float, ...]] = []
+        for variant in VARIANTS:
+            if algorithm == "p-sigmoid" and not variant.greedy:
+                continue  # it has no layers to refine
+            settings = {**variant.settings, **(variant.greedy if algorithm == "g-search" else {})}
+            cost, validation = _search(_definition(algorithm, options, settings), variant.prefixes)
+            costs.append(cost)
+            scores.append(validation)
+            print(_row(variant.name, cost, costs[0], validation, scores[0]), flush=True)
+        digests = [digest_of(cost.reduction.to_document()) for cost in costs[:2] if cost.reduction]
+        same &= digests[0] == digests[1]
+        print(f"\nexact savings alone: {'the same schedule' if digests[0] == digests[1] else 'ANOTHER SCHEDULE'}")
+    return 0 if same else 1
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="cost of searches with and without the prefix store")
+    parser = argparse.ArgumentParser(description="cost of searches, saving by saving")
     parser.add_argument("--algorithms", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument("--samples", type=int, default=256, help="of the search split (default: 256)")
+    parser.add_argument("--validation", type=int, default=600, help="samples (default: 600)")
+    parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 
 
-def _definition(algorithm: str, samples: int) -> StudyDefinition:
-    """The quickstart study, on a CPU, with a search split alone."""
+def _definition(algorithm: str, options: argparse.Namespace, settings: Mapping[str, object]) -> StudyDefinition:
+    """The quickstart study on a CPU, with the settings of the search that the variant names and no others."""
     tables = tomllib.loads((STUDIES / FILES[algorithm]).read_text(encoding="utf-8"))
+    tables["seed"] = options.seed
     tables["model"]["device"] = "cpu"
-    tables["data"] = {"source": "testbed", "search": {"samples": samples}}
+    tables["data"] = {
+        "source": "testbed",
+        "search": {"samples": options.samples},
+        "validation": {"samples": options.validation},
+    }
+    kept = {key: value for key, value in tables["search"].items() if key not in _PAPER}
+    tables["search"] = {**kept, **settings}
     return StudyDefinition.model_validate(tables)
 
 
-def _search(definition: StudyDefinition, memory: int | None) -> Cost:
-    """One search in an empty database."""
-    cost = Cost()
-    executor = _CountedExecutor(definition, cost, memory)
+def _search(definition: StudyDefinition, prefixes: bool) -> tuple[Cost, tuple[float, ...]]:
+    """One search in an empty database, and the scores of what it found on the validation split."""
+    executor = _CountedExecutor(definition, prefixes)
     with tempfile.TemporaryDirectory() as folder, StudyDatabase.open(f"sqlite:///{folder}/study.db") as database:
         study = database.add_study(definition)
         process, wall = time.process_time(), time.perf_counter()
-        cost.reduction = run_study(database, study, executor)
+        reduction = run_study(database, study, executor)
+        cost, executor.cost = executor.cost, Cost()
         cost.process, cost.wall = time.process_time() - process, time.perf_counter() - wall
+        cost.reduction = reduction
+        for stage in database.stages(study):
+            figures = [trial.figures for trial in database.trials(stage) if trial.figures is not None]
+            cost.trials += len(figures)
+            cost.stopped += sum(not one.complete for one in figures)
+            if stage.decision is not None:
+                cost.decisions.append(stage.decision.value)
+                cost.search_score = stage.decision.score
+        validation = Evaluations(database, executor).scores("validation", reduction)
     executor.close()
-    return cost
+    return cost, validation
 
 
-def _row(algorithm: str, name: str, cost: Cost) -> str:
-    figures = (str(cost.chunk_runs), str(cost.layer_calls), str(cost.layer_tokens))
-    return _line((algorithm, name, *figures, f"{cost.process:.1f}", f"{cost.wall:.1f}"))
+def _row(name: str, cost: Cost, first: Cost, validation: Sequence[float], faithful: Sequence[float]) -> str:
+    difference = paired_difference(validation, faithful)
+    return _line(
+        (
+            name,
+            str(cost.trials),
+            str(cost.stopped),
+            str(cost.chunk_runs),
+            str(cost.layer_tokens),
+            f"{first.layer_tokens / cost.layer_tokens:.1f}",
+            f"{cost.flops / 1e9:.1f}",
+            f"{first.flops / cost.flops:.1f}",
+            f"{cost.process:.1f}",
+            f"{cost.wall:.1f}",
+            f"{first.wall / cost.wall:.1f}",
+            " ".join(f"{value:.3f}" for value in cost.decisions),
+            f"{cost.search_score:.4f}",
+            f"{fmean(validation):.4f}",
+            f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
+        )
+    )
 
 
 def _line(cells: Sequence[str]) -> str:

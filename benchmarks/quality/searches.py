@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable
 
 from benchmarks.quality.bench import FIRST_LAYER, Bench, Found
-from benchmarks.quality.refined import RefinedGSearch
 from scheduler_search.schedule.families import uniform
 from scheduler_search.search import Algorithm, GSearch
+from scheduler_search.search.refined import RefinedGSearch
 
 # Where the search for a penalty begins: penalties for the whole of the unreduced FLOPs, and shares that they lead to.
 _KNOWN = ((0.02, 0.8), (0.1, 0.6), (0.4, 0.45), (1.6, 0.3))

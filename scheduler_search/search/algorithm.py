@@ -15,6 +15,7 @@ from scheduler_search.schedule.families import step, uniform
 from scheduler_search.search.frontier import Frontier, FrontierDomain
 from scheduler_search.search.g_search import GSearch
 from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
+from scheduler_search.search.refined import RefinedGSearch
 from scheduler_search.search.stage import Effort, Stage
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.search_section import FlopsBudget, ScheduleBudget, SearchSection
@@ -50,7 +51,7 @@ def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, s
     """
     search = definition.search
     if search.algorithm == "g-search":
-        return GSearch(
+        greedy = GSearch(
             layers=layers,
             max_vision_tokens=max(split.vision_tokens),
             first_layer=search.first_layer,
@@ -60,6 +61,7 @@ def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, s
             penalty_unit=search.penalty_unit,
             effort=_effort(search),
         )
+        return RefinedGSearch(greedy) if search.refine else greedy
     if search.algorithm == "frontier":
         return _frontier(search, layers, shape, split)
     return PSigmoid(

@@ -15,7 +15,7 @@ from scheduler_search.schedule.families import free
 from scheduler_search.search.stage import Candidate, Effort, Stage
 from scheduler_search.study.states import Decision
 
-_TERA = 1e12
+TERA = 1e12
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class GSearch:
         rate = count / self.max_vision_tokens
         rates = self._rates([*(decision.value for decision in decisions), rate])
         flops = self.cost(rates)
-        penalty = self.penalty * (rate if self.penalty_unit == "keep-rate" else flops / _TERA)
+        penalty = self.penalty * (rate if self.penalty_unit == "keep-rate" else flops / TERA)
         depth = self.searched_layers[len(decisions)] / self.layers
         return Candidate(rate, rates, penalty, (rate, depth), flops)
 

@@ -82,20 +82,22 @@ Objective = Annotated[
 
 _ONLY_FOR = {
     "stride": ("g-search", "it searches one parameter for all layers together"),
+    "refine": ("g-search", "it searches one parameter for all layers together"),
     "penalty": ("g-search", "a candidate's cost is known before it is scored"),
     "budget": ("p-sigmoid", "its budget follows from the search"),
 }
 
 # What a study gets that names none of it. Beside these, seed 003's own procedure tries everything to the end.
-_FAITHFUL = {"initial": 10, "race_delta": 0.0, "tolerance": 0.0}
+_FAITHFUL = {"initial": 10, "race_delta": 0.0, "tolerance": 0.0, "refine": False}
 _INITIAL = {"g-search": 4, "p-sigmoid": 4, "frontier": 12}
-_SAVINGS = {"race_delta": 0.0, "race_margin": 0.0, "tolerance": 0.0, "batch": 1}
+_SAVINGS = {"refine": False, "race_delta": 0.0, "race_margin": 0.0, "tolerance": 0.0, "batch": 1}
 
 
 class SearchSection(Section):
     """The algorithm and its settings; ``stride``, ``penalty`` and ``budget`` belong to one algorithm each.
 
     Args:
+        refine: after the layers in steps of ``stride``, each single layer is reconsidered between its neighbours.
         faithful: exactly the procedure of seed 003: every candidate is scored on every sample, stages share nothing,
             none ends early.
         race_delta: with this probability at most, the races of a stage stop its best candidate; 0 for no races.
@@ -107,6 +109,7 @@ class SearchSection(Section):
     algorithm: Literal["g-search", "p-sigmoid", "frontier"] = "g-search"
     first_layer: Annotated[int, Field(ge=2)] = 3
     stride: Positive = 3
+    refine: bool = True
     objective: Objective = "score"
     penalty: Penalty = 0.01
     faithful: bool = False
@@ -125,8 +128,10 @@ class SearchSection(Section):
         if not isinstance(data, Mapping):
             return data
         initial = _INITIAL.get(str(data.get("algorithm", "g-search")), _INITIAL["g-search"])
-        defaults = _FAITHFUL if data.get("faithful") is True else {"initial": initial}
-        return {**defaults, **data}
+        if data.get("faithful") is not True:
+            return {"initial": initial, **data}
+        foreign = _foreign(str(data.get("algorithm", "g-search")))
+        return {**{key: value for key, value in _FAITHFUL.items() if key not in foreign}, **data}
 
     @model_validator(mode="after")
     def _keys_fit_the_algorithm(self) -> Self:
@@ -145,7 +150,7 @@ class SearchSection(Section):
         if self.algorithm == "frontier":
             raise broken("the frontier is no procedure of seed 003", key="faithful", remedy="remove the key")
         for key, value in _SAVINGS.items():
-            if getattr(self, key) != value:
+            if key not in _foreign(self.algorithm) and getattr(self, key) != value:
                 rule = f"a faithful search has {key} = {value}"
                 raise broken(rule, key=key, actual=str(getattr(self, key)), remedy="remove one of the two keys")
         return self
@@ -169,5 +174,10 @@ class SearchSection(Section):
 
     def to_document(self) -> dict[str, object]:
         """The keys that apply to the algorithm, defaults written out."""
-        foreign = {key for key, (algorithm, _) in _ONLY_FOR.items() if algorithm != self.algorithm}
+        foreign = _foreign(self.algorithm)
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=foreign)
+
+
+def _foreign(algorithm: str) -> set[str]:
+    """The keys that belong to another algorithm."""
+    return {key for key, (owner, _) in _ONLY_FOR.items() if owner != algorithm}

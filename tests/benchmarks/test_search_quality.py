@@ -9,7 +9,7 @@ import pytest
 from benchmarks import search_quality
 from benchmarks.quality.bench import FIRST_LAYER, Bench, Found
 from benchmarks.quality.pooled import pooled_difference
-from benchmarks.quality.refined import RefinedGSearch
+from scheduler_search.search.refined import RefinedGSearch
 from benchmarks.quality.rivals import random_schedules, steps
 from scheduler_search.export.paired import paired_difference
 from scheduler_search.rule import make_rule

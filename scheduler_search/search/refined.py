@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from scheduler_search.search import Candidate, GSearch, Stage
+from scheduler_search.search.g_search import TERA, GSearch
+from scheduler_search.search.stage import Candidate, Stage
 from scheduler_search.study.states import Decision
-
-_TERA = 1e12
 
 
 @dataclass(frozen=True)
@@ -94,5 +93,5 @@ class RefinedGSearch:
         changed = (*rates[: layer - 1], rate, *rates[layer:])
         flops = self.greedy.cost(changed)
         searched = changed[self.greedy.first_layer - 1 :]
-        price = fmean(searched) if self.greedy.penalty_unit == "keep-rate" else flops / _TERA
+        price = fmean(searched) if self.greedy.penalty_unit == "keep-rate" else flops / TERA
         return Candidate(rate, changed, self.greedy.penalty * price, (rate, layer / self.greedy.layers), flops)
