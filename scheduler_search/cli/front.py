@@ -38,7 +38,7 @@ def _front_table(points: Sequence[FrontPoint]) -> Table:
             f"{point.flops / _TERA:.4g}",
             f"{point.k:.3f}",
             f"{point.score:.4f} ± {point.standard_error:.4f}",
-            f"{point.difference:+.4f} ± {point.difference_error:.4f}",
+            f"{round(point.difference, 4) + 0.0:+.4f} ± {point.difference_error:.4f}",
             "evaluated" if point.evaluated else "predicted",
         )
         for point in points

@@ -15,7 +15,7 @@ from scheduler_search.errors import SearchError
 from scheduler_search.schedule.cost import ModelShape, SplitCost
 from scheduler_search.schedule.families import sigmoid, uniform
 from scheduler_search.search.stage import Candidate, Effort, Stage
-from scheduler_search.search.steepness import SplitCounts, steepest, steepness_coordinate, steepness_grid
+from scheduler_search.search.steepness import SplitCounts, SteepnessAxis, steepest
 from scheduler_search.study.states import Decision
 
 # Mean keep rates of the grid, from the cheapest to 1, uniform in the logarithm, six to an octave: the fewer tokens
@@ -30,8 +30,8 @@ class FrontierDomain:
     """Every sigmoid schedule with a mean keep rate in [``CHEAPEST``, 1], as a point of the unit square.
 
     The first coordinate is the prefill cost, as the logarithm of the keep rate of the uniform schedule that costs as
-    much: 0 at ``CHEAPEST``, 1 without reduction. The second is log(1 + k), 1 where the keep counts have stopped
-    changing at every budget.
+    much: 0 at ``CHEAPEST``, 1 without reduction. The second is k as a ``SteepnessAxis`` takes it, 1 where the keep
+    counts have stopped changing at every budget.
 
     Args:
         layers: L, decoder layers.
@@ -68,9 +68,9 @@ class FrontierDomain:
         return budget_grid(BUDGETS)
 
     @cached_property
-    def steepest(self) -> float:
-        """The k from which on no budget of the grid changes its keep counts."""
-        return max(steepest(lambda k, b=budget: self.counts(self.rates(b, k))) for budget in self.budgets)  # type: ignore[misc]
+    def axis(self) -> SteepnessAxis:
+        """Of k, up to where no budget of the grid changes its keep counts."""
+        return SteepnessAxis(self.rates, self.budgets[:-1], max(self._steepest(budget) for budget in self.budgets))
 
     def rates(self, budget: float, k: float) -> tuple[float, ...]:
         """Keep rates of all layers with mean ``budget`` over [first_layer, L]."""
@@ -80,12 +80,12 @@ class FrontierDomain:
         """A point of the domain; ``rates`` where they are known already."""
         rates = rates or self.rates(budget, k)
         flops = self.cost(rates)
-        features = (self.cost_coordinate(flops), steepness_coordinate(k, self.steepest))
+        features = (self.cost_coordinate(flops), self.axis.coordinate(k))
         return Candidate(budget, rates, 0.0, features, flops)
 
     def steepness(self, candidate: Candidate) -> float:
         """k of a point of the domain."""
-        return math.expm1(candidate.features[1] * math.log1p(self.steepest))
+        return self.axis.k(candidate.features[1])
 
     def cost_coordinate(self, flops: float) -> float:
         """First coordinate of a cost; strictly increasing between the costs of ``CHEAPEST`` and of no reduction."""
@@ -95,6 +95,9 @@ class FrontierDomain:
             half = linear / (2.0 * quadratic)
             share = math.sqrt(half * half + max(flops - constant, 0.0) / quadratic) - half
         return min(max(1.0 - math.log(max(share, CHEAPEST)) / math.log(CHEAPEST), 0.0), 1.0)
+
+    def _steepest(self, budget: float) -> float:
+        return steepest(lambda k: self.counts(self.rates(budget, k)))
 
     @cached_property
     def _uniform_cost(self) -> tuple[float, float, float]:
@@ -142,7 +145,7 @@ class Frontier:
 
     def _candidates(self) -> tuple[Candidate, ...]:
         distinct: dict[bytes, Candidate] = {}
-        for k in steepness_grid(self.domain.steepest, STEEPNESSES):
+        for k in self.domain.axis.grid(STEEPNESSES):
             for budget in reversed(self.domain.budgets):
                 rates = self.domain.rates(budget, k)
                 key = self.domain.counts(rates)

@@ -22,10 +22,10 @@ Array = NDArray[numpy.float64]
 
 # Expected (lengthscale per axis, share of the noise, and nothing of the amplitude), and their deviations as logarithms.
 _LENGTHSCALE, _LENGTHSCALE_DEVIATION = 0.5, 0.7
-_SHARE, _SHARE_DEVIATION = 0.1, 1.0
+_SHARE, _SHARE_DEVIATION = 0.05, 0.6
 _AMPLITUDE_DEVIATION = 2.0
 _STARTS = ((0.5, 0.5, 0.1), (0.2, 0.8, 0.3), (1.0, 0.3, 0.05))
-_BOUNDS = ((0.05, 5.0), (0.05, 5.0), (1e-3, 1.0), (1e-2, 1e2))
+_BOUNDS = ((0.05, 2.0), (0.05, 2.0), (1e-3, 1.0), (1e-2, 1e2))
 # Relative to the amplitude: keeps the factorisation stable where points without noise lie close together.
 _JITTER = 1e-8
 

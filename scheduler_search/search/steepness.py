@@ -13,6 +13,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 _LIMIT = 1024.0
 _BISECTIONS = 30
 
+# Steps in which an axis is measured.
+_AXIS = 129
+
 
 class SplitCounts:
     """Keep counts of all samples of a split as one hashable value: equal values are one evaluation."""
@@ -58,3 +61,44 @@ def steepness_grid(end: float, size: int) -> Iterator[float]:
 def steepness_coordinate(k: float, end: float) -> float:
     """Position of k on the axis from 0 to ``end``, in [0, 1]."""
     return min(math.log1p(k) / math.log1p(end), 1.0) if end else 0.0
+
+
+class SteepnessAxis:
+    """k as a coordinate in [0, 1] that grows by how much the schedules change, not by k.
+
+    Of the values of log(1 + k) up to where the last count changes, most differ in a token or two; a model of the score
+    that takes equal steps for equal changes would learn from them that k does not matter. Here a step is the mean
+    change of the keep rates, over all layers and several budgets.
+
+    Args:
+        rates_at: keep rates of a budget and a k.
+        budgets: at which the change is measured.
+        end: the k at coordinate 1.
+    """
+
+    def __init__(
+        self, rates_at: Callable[[float, float], Sequence[float]], budgets: Sequence[float], end: float
+    ) -> None:
+        import numpy  # see SplitCounts
+
+        steps = list(steepness_grid(end, _AXIS))
+        rates = numpy.array([[rates_at(budget, k) for budget in budgets] for k in steps])
+        path = numpy.abs(numpy.diff(rates, axis=0)).mean(axis=(1, 2)).cumsum()
+        self._k = steps
+        self._coordinates = [0.0, *(path / path[-1]).tolist()] if end else [0.0] * _AXIS
+
+    def coordinate(self, k: float) -> float:
+        """Position of k; linear between the steps."""
+        import numpy
+
+        return float(numpy.interp(k, self._k, self._coordinates))
+
+    def k(self, coordinate: float) -> float:
+        """The k at a position."""
+        import numpy
+
+        return float(numpy.interp(coordinate, self._coordinates, self._k))
+
+    def grid(self, size: int) -> tuple[float, ...]:
+        """``size`` values of k at equal distances, from 0 to the end."""
+        return tuple(self.k(index / (size - 1)) for index in range(size))

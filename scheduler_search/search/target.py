@@ -15,7 +15,6 @@ from scheduler_search.schedule.families import mean_keep_rate
 from scheduler_search.search.front import Front, Prediction
 from scheduler_search.search.frontier import CHEAPEST, STEEPNESSES, FrontierDomain, budget_grid
 from scheduler_search.search.stage import Candidate
-from scheduler_search.search.steepness import steepness_grid
 
 # Mean keep rates at which a front is shown: half octaves where many tokens are left, whole ones below.
 SHOWN = (1.0, 2.0**-0.5, 0.5, 2.0**-1.5, 0.25, 0.125, 0.0625, CHEAPEST)
@@ -23,6 +22,8 @@ SHOWN = (1.0, 2.0**-0.5, 0.5, 2.0**-1.5, 0.25, 0.125, 0.0625, CHEAPEST)
 # Values of k among which the best is chosen at a given cost, and budgets and values of k at a given loss.
 _FINE = 129
 _BUDGETS, _STEEPNESSES = 121, 33
+
+_TERA = 1e12
 
 # 95 % quantile of the standard normal distribution: one side, since only losing more than allowed matters.
 _QUANTILE = 1.6448536269514722
@@ -79,8 +80,7 @@ def choose(domain: FrontierDomain, front: Front, target: Target, validation_samp
         validation_samples: on which a loss will be measured; only ``max_drop`` depends on it.
 
     Raises:
-        ScheduleError: the TFLOPs are out of reach.
-        SearchError: the budget is cheaper than what the front was searched for.
+        SearchError: the cost is outside of what the front was searched for.
         GateError: no schedule of the domain is predicted to lose so little.
     """
     if target.max_drop is not None:
@@ -98,28 +98,30 @@ def best_at(domain: FrontierDomain, front: Front, candidates: Iterable[Candidate
 
 def _at_cost(domain: FrontierDomain, target: Target) -> list[Candidate]:
     if target.keep_rate is not None:
-        _check_searched(target.keep_rate)
-        budget = target.keep_rate
-        return [domain.candidate(budget, k) for k in steepness_grid(domain.steepest, _FINE)]
+        if not CHEAPEST <= target.keep_rate <= 1.0:
+            known = f"a frontier study knows mean keep rates from {CHEAPEST:g} to 1"
+            raise SearchError(known, actual=f"{target.keep_rate:g}")
+        return [domain.candidate(target.keep_rate, k) for k in domain.axis.grid(_FINE)]
     assert target.tflops is not None
-    candidates = []
-    for k in steepness_grid(domain.steepest, _FINE):
-        rates = sigmoid_rates_for_flops(
-            domain.shape, k, target.tflops * 1e12, domain.vision_tokens, domain.text_tokens, domain.first_layer
-        )
-        budget = mean_keep_rate(rates, domain.first_layer)
-        candidates.append(domain.candidate(budget, k, rates))
-    # The FLOPs of a budget depend on k a little: at the cheap end, what some k can still pay for counts.
-    _check_searched(max(candidate.value for candidate in candidates))
-    return [candidate for candidate in candidates if candidate.value >= CHEAPEST]
+    flops = target.tflops * _TERA
+    # The FLOPs of a budget depend on k a little: at the cheap end only some k can be paid for.
+    cheapest = {k: domain.cost(domain.rates(CHEAPEST, k)) for k in domain.axis.grid(_FINE)}
+    dearest = domain.cost(domain.rates(1.0, 0.0))
+    if not min(cheapest.values()) <= flops <= dearest * (1.0 + 1e-12):
+        known = f"{min(cheapest.values()) / _TERA:.6g} to {dearest / _TERA:.6g} TFLOPs, what its schedules cost"
+        raise SearchError(f"a frontier study knows {known}", actual=f"{target.tflops:g}")
+    return [_affordable(domain, flops, k) for k, least in cheapest.items() if least <= flops]
+
+
+def _affordable(domain: FrontierDomain, flops: float, k: float) -> Candidate:
+    rates = sigmoid_rates_for_flops(
+        domain.shape, k, flops, domain.vision_tokens, domain.text_tokens, domain.first_layer
+    )
+    return domain.candidate(mean_keep_rate(rates, domain.first_layer), k, rates)
 
 
 def _cheapest(domain: FrontierDomain, front: Front, max_drop: float, validation_samples: int) -> Choice:
-    grid = [
-        domain.candidate(budget, k)
-        for k in steepness_grid(domain.steepest, _STEEPNESSES)
-        for budget in budget_grid(_BUDGETS)
-    ]
+    grid = [domain.candidate(budget, k) for k in domain.axis.grid(_STEEPNESSES) for budget in budget_grid(_BUDGETS)]
     choices = _choices(domain, front, grid)
     limits = [choice.prediction.loss_limit(validation_samples, _QUANTILE) for choice in choices]
     for choice, limit in zip(choices, limits, strict=True):
@@ -145,16 +147,9 @@ def _choices(domain: FrontierDomain, front: Front, candidates: Iterable[Candidat
     ]
 
 
-def _check_searched(budget: float) -> None:
-    if not CHEAPEST <= budget <= 1.0:
-        raise SearchError(
-            f"a frontier study knows mean keep rates from {CHEAPEST:g} to 1", actual=f"a mean keep rate of {budget:.4g}"
-        )
-
-
 def summary(domain: FrontierDomain, front: Front, observed: Sequence[Candidate]) -> tuple[tuple[Choice, bool], ...]:
     """The best schedules of the search's grid at ``SHOWN`` budgets, and whether each is one of ``observed``."""
     seen = {domain.counts(candidate.keep_rates) for candidate in observed}
-    grid = tuple(steepness_grid(domain.steepest, STEEPNESSES))
+    grid = domain.axis.grid(STEEPNESSES)
     chosen = [best_at(domain, front, [domain.candidate(budget, k) for k in grid]) for budget in SHOWN]
     return tuple((choice, domain.counts(choice.candidate.keep_rates) in seen) for choice in chosen)
