@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scheduler_search.errors import SearchError
 from scheduler_search.schedule.counts import keep_count
-from scheduler_search.search import GSearch, Observation, Stage, decide
+from scheduler_search.search import Effort, GSearch, Observation, Stage, decide
 from tests.search.simulated import g_search, run_algorithm, scored
 
 
@@ -107,11 +107,12 @@ def test_the_score_falls_by_at_most_the_penalty_in_total(
             table[rates] = list((trend * mean + noise * generator.random(samples)).clip(0.0, 1.0))
         return table[rates]
 
-    def choose(stage: Stage, observations: Sequence[Observation], number: int) -> int:
-        del observations
-        return stage.anchor if number == 0 else int(generator.integers(len(stage.candidates)))
+    def choose(stage: Stage, observations: Sequence[Observation]) -> Sequence[int]:
+        if len(observations) == stage.trials:
+            return ()
+        return (int(generator.integers(len(stage.candidates))) if observations else stage.anchor,)
 
-    algorithm = g_search(layers, tokens, first_layer=2, stride=stride, penalty=penalty, initial=1, iterations=2)
+    algorithm = g_search(layers, tokens, first_layer=2, stride=stride, penalty=penalty, effort=Effort(1, 2))
     decisions = run_algorithm(algorithm, scores, choose)
     before = math.fsum(scores((1.0,) * layers)) / samples
     after = math.fsum(scores(algorithm.final(decisions))) / samples

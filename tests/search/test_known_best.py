@@ -6,10 +6,10 @@ import statistics
 
 import pytest
 
-from scheduler_search.search import GSearch
 from tests.search.simulated import (
     Scores,
     expected_improvement,
+    g_search,
     observe_candidate,
     run_algorithm,
     run_stage,
@@ -33,7 +33,7 @@ def _remembered(scores: Scores) -> Scores:
 
 def _regret(seed: int) -> float:
     """What one stage of 577 candidates and 200 samples leaves of the best objective of all candidates."""
-    stage = stage_of([index / 576 for index in range(577)])
+    stage = stage_of([index / 576 for index in range(577)], faithful=True)
     scores = _remembered(threshold_scores(200, needed=0.4, spread=0.1, seed=seed))
     best = max(observe_candidate(stage, index, scores).objective for index in range(577))
     return best - run_stage(stage, scores, expected_improvement(seed))[0].objective
@@ -57,7 +57,7 @@ def test_g_search_finds_what_each_layer_needs() -> None:
         enough = all(rate * 24 >= count - 1e-9 for rate, count in zip(rates, needed, strict=True))
         return [float(enough)] * 4
 
-    algorithm = GSearch(layers=12, max_vision_tokens=24)
+    algorithm = g_search(layers=12, max_vision_tokens=24)
     decisions = run_algorithm(algorithm, scores, expected_improvement(0))
     assert [round(one.value * 24) for one in decisions] == [20, 9, 2, 0]
     assert [round(rate * 24) for rate in algorithm.final(decisions)] == [24, 24, *needed[2:]]

@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 
 from scheduler_search.errors import SearchError
-from scheduler_search.search import GSearch
 from scheduler_search.study.states import Decision
-from tests.search.simulated import stage_of
+from tests.search.simulated import g_search, stage_of
 
 
 def test_a_small_domain_is_enumerated_with_the_anchor_first() -> None:
@@ -46,7 +45,7 @@ def test_negative_numbers_of_trials_are_refused() -> None:
 
 
 def test_layers_before_the_first_difference_are_shared() -> None:
-    search = GSearch(layers=8, max_vision_tokens=4, first_layer=3, stride=2)
+    search = g_search(layers=8, max_vision_tokens=4, first_layer=3, stride=2)
     first = search.next_stage([])
     assert first is not None
     assert first.shared_layers == 2
