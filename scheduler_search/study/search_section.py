@@ -5,6 +5,7 @@ Knows: which keys belong to which algorithm, and the defaults that follow from i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -151,8 +152,8 @@ class SearchSection(Section):
             raise broken("the frontier is no procedure of seed 003", key="faithful", remedy="remove the key")
         for key, value in _SAVINGS.items():
             if key not in _foreign(self.algorithm) and getattr(self, key) != value:
-                rule = f"a faithful search has {key} = {value}"
-                raise broken(rule, key=key, actual=str(getattr(self, key)), remedy="remove one of the two keys")
+                rule = f"a faithful search has {key} = {json.dumps(value)}"
+                raise broken(rule, key=key, actual=json.dumps(getattr(self, key)), remedy="remove one of the two keys")
         return self
 
     @property

@@ -29,9 +29,7 @@ def g_search(layers: int, max_vision_tokens: int, **settings: Any) -> GSearch:
     return GSearch(layers, max_vision_tokens, math.fsum, **settings)
 
 
-def scored(
-    candidate: int, score: float, objective: float, difference: float = 0.0, variance: float = 0.0
-) -> Observation:
+def scored(candidate: int, score: float, objective: float, difference: float = 0.0) -> Observation:
     """An observation of a split of one sample."""
     return Observation(candidate, score, difference, 0.0, objective, samples=1, total=1)
 

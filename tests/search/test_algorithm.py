@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -7,7 +8,8 @@ import pytest
 
 from scheduler_search.schedule.cost import mean_prefill_flops
 from scheduler_search.schedule.families import step, uniform
-from scheduler_search.search import GSearch, MeanKeepRate, PrefillFlops, PSigmoid, algorithm_for
+from scheduler_search.search import Effort, GSearch, MeanKeepRate, PrefillFlops, PSigmoid, algorithm_for
+from scheduler_search.search.refined import RefinedGSearch
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import SplitDescription
 from tests.search.shapes import TINY
@@ -23,8 +25,25 @@ def _definition(search: dict[str, object]) -> StudyDefinition:
 
 
 def test_g_search_takes_its_settings_and_the_largest_sample() -> None:
-    definition = _definition({"first_layer": 2, "stride": 4, "penalty": 0.02, "initial": 3, "iterations": 5})
-    assert algorithm_for(definition, 12, TINY, SPLIT) == GSearch(12, 64, 2, 4, 0.02, 3, 5)
+    keys: dict[str, object] = {"first_layer": 2, "stride": 4, "penalty": 0.02, "initial": 3, "iterations": 5}
+    effort = Effort(3, 5, tolerance=0.001, race_delta=0.05)
+    greedy = GSearch(12, 64, math.fsum, 2, 4, 0.02, "keep-rate", effort)
+    assert algorithm_for(_definition({**keys, "refine": False}), 12, TINY, SPLIT) == greedy
+    assert algorithm_for(_definition(keys), 12, TINY, SPLIT) == RefinedGSearch(greedy)
+
+
+def test_a_faithful_search_is_the_one_of_the_paper() -> None:
+    algorithm = algorithm_for(_definition({"faithful": True}), 12, TINY, SPLIT)
+    assert algorithm == GSearch(12, 64, math.fsum, effort=Effort(10, 20, faithful=True))
+
+
+def test_a_penalty_per_teraflop_charges_what_the_whole_schedule_costs() -> None:
+    algorithm = algorithm_for(_definition({"penalty": {"tflop": 3.0}}), 12, TINY, SPLIT)
+    stage = algorithm.next_stage([])
+    assert stage is not None
+    for one in stage.candidates:
+        assert one.flops == pytest.approx(mean_prefill_flops(TINY, one.keep_rates, (64, 40), (10, 12)), rel=1e-12)
+        assert one.penalty == 3.0 * (one.flops / 1e12)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +64,15 @@ def test_g_search_takes_its_settings_and_the_largest_sample() -> None:
 def test_p_sigmoid_takes_every_kind_of_budget(budget: object, expected: object) -> None:
     search = {"algorithm": "p-sigmoid", "first_layer": 4, "budget": budget, "initial": 3, "iterations": 5}
     algorithm = algorithm_for(_definition(search), 12, TINY, SPLIT)
-    assert algorithm == PSigmoid(12, 4, expected, TINY, (64, 40), (10, 12), 3, 5)  # type: ignore[arg-type]
+    assert algorithm == PSigmoid(
+        12,
+        4,
+        expected,  # type: ignore[arg-type]
+        TINY,
+        (64, 40),
+        (10, 12),
+        Effort(3, 5, tolerance=0.001, race_delta=0.05),
+    )
     assert algorithm.stages == 1
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from scheduler_search.errors import SearchError
 from scheduler_search.schedule.counts import keep_count
 from scheduler_search.search import Effort, GSearch, Observation, Stage, decide
+from scheduler_search.search.g_search import TERA
+from scheduler_search.search.refined import RefinedGSearch
 from tests.search.simulated import g_search, run_algorithm, scored
 
 
@@ -80,40 +83,91 @@ def test_a_first_layer_behind_the_last_is_refused() -> None:
         g_search(layers=4, max_vision_tokens=4, first_layer=5)
 
 
-@settings(max_examples=200)
-@given(
-    layers=st.integers(3, 9),
-    tokens=st.integers(1, 12),
-    stride=st.integers(1, 3),
-    penalty=st.sampled_from([0.0, 0.01, 0.3]),
+class _Table:
+    """Scores that are made up when they are asked for: a trend over the mean keep rate, and noise.
+
+    A trend just above the penalty tempts greed to lose a little at every stage; noise makes scores jump anywhere.
+    """
+
+    def __init__(self, samples: int, trend: float, noise: float, seed: int) -> None:
+        self._samples, self._trend, self._noise = samples, trend, noise
+        self._known: dict[tuple[float, ...], list[float]] = {}
+        self.generator = numpy.random.default_rng(seed)
+
+    def __call__(self, rates: tuple[float, ...]) -> Sequence[float]:
+        if rates not in self._known:
+            drawn = self._trend * sum(rates) / len(rates) + self._noise * self.generator.random(self._samples)
+            self._known[rates] = list(drawn.clip(0.0, 1.0))
+        return self._known[rates]
+
+    def mean(self, rates: tuple[float, ...]) -> float:
+        return math.fsum(self(rates)) / self._samples
+
+    def choose(self, stage: Stage, observations: Sequence[Observation]) -> Sequence[int]:
+        """The anchor, then anything."""
+        if len(observations) == stage.trials:
+            return ()
+        return (int(self.generator.integers(len(stage.candidates))) if observations else stage.anchor,)
+
+
+TABLES = st.builds(
+    _Table,
     samples=st.integers(1, 7),
     trend=st.sampled_from([-0.5, 0.0, 0.011, 0.3]),
     noise=st.sampled_from([0.0, 0.002, 1.0]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_the_score_falls_by_at_most_the_penalty_in_total(
-    layers: int, tokens: int, stride: int, penalty: float, samples: int, trend: float, noise: float, seed: int
-) -> None:
-    """The losses telescope, for arbitrary scores and arbitrary choices of trials.
+SEARCHES = st.builds(
+    g_search,
+    layers=st.integers(3, 9),
+    max_vision_tokens=st.integers(1, 12),
+    first_layer=st.just(2),
+    stride=st.integers(1, 3),
+    penalty=st.sampled_from([0.0, 0.01, 0.3]),
+    effort=st.just(Effort(1, 2)),
+)
 
-    A trend just above the penalty tempts greed to lose a little at every stage; noise makes scores jump anywhere.
-    """
-    generator = numpy.random.default_rng(seed)
-    table: dict[tuple[float, ...], list[float]] = {}
 
-    def scores(rates: tuple[float, ...]) -> Sequence[float]:
-        if rates not in table:
-            mean = sum(rates) / layers
-            table[rates] = list((trend * mean + noise * generator.random(samples)).clip(0.0, 1.0))
-        return table[rates]
+@settings(max_examples=200)
+@given(SEARCHES, TABLES)
+def test_the_score_falls_by_at_most_the_penalty_in_total(algorithm: GSearch, scores: _Table) -> None:
+    """The losses telescope, for arbitrary scores and arbitrary choices of trials."""
+    final = algorithm.final(run_algorithm(algorithm, scores, scores.choose))
+    whole = scores.mean((1.0,) * algorithm.layers)
+    assert scores.mean(final) >= whole - algorithm.penalty * (1.0 - final[-1]) - 1e-9
 
-    def choose(stage: Stage, observations: Sequence[Observation]) -> Sequence[int]:
-        if len(observations) == stage.trials:
-            return ()
-        return (int(generator.integers(len(stage.candidates))) if observations else stage.anchor,)
 
-    algorithm = g_search(layers, tokens, first_layer=2, stride=stride, penalty=penalty, effort=Effort(1, 2))
-    decisions = run_algorithm(algorithm, scores, choose)
-    before = math.fsum(scores((1.0,) * layers)) / samples
-    after = math.fsum(scores(algorithm.final(decisions))) / samples
-    assert after >= before - penalty * (1.0 - algorithm.final(decisions)[-1]) - 1e-9
+@settings(max_examples=200)
+@given(SEARCHES, TABLES)
+def test_per_teraflop_it_falls_by_at_most_the_price_of_what_is_saved(greedy: GSearch, scores: _Table) -> None:
+    """Refined or not: the anchor of a stage is the decision of the one before, at the same price."""
+    cost = dataclasses.replace(greedy, cost=lambda rates: TERA * math.fsum(rates), penalty_unit="tflop")
+    for algorithm in (cost, RefinedGSearch(cost)):
+        final = algorithm.final(run_algorithm(algorithm, scores, scores.choose))
+        whole, saved = scores.mean((1.0,) * greedy.layers), greedy.layers - math.fsum(final)
+        assert scores.mean(final) >= whole - greedy.penalty * saved - 1e-9
+        assert list(final) == sorted(final, reverse=True)
+
+
+@settings(max_examples=100)
+@given(SEARCHES, TABLES)
+def test_refining_costs_at_most_another_penalty(greedy: GSearch, scores: _Table) -> None:
+    algorithm = RefinedGSearch(greedy)
+    decisions = run_algorithm(algorithm, scores, scores.choose)
+    assert len(decisions) <= algorithm.stages
+    final = algorithm.final(decisions)
+    assert scores.mean(final) >= scores.mean((1.0,) * greedy.layers) - 2 * greedy.penalty - 1e-9
+
+
+def test_refining_stages_go_on_from_the_greedy_ones() -> None:
+    algorithm = RefinedGSearch(g_search(layers=6, max_vision_tokens=8, first_layer=2, stride=3))
+    greedy = _decide(algorithm.greedy, 6, 2)
+    stage = algorithm.next_stage(greedy)
+    assert stage is not None
+    # Rates after the greedy stages: 8 6 6 6 2 2 of 8. Layer 2 may keep 6 to 8, layer 3 nothing but its 6.
+    assert (stage.name, [round(8 * one.value) for one in stage.candidates]) == ("layer-02-refined", [6, 7, 8])
+    assert stage.candidates[stage.anchor].keep_rates == algorithm.final(greedy)
+    decided = [*greedy, decide(stage, [scored(2, 0.5, 0.5)])]
+    following = algorithm.next_stage(decided)
+    assert following is not None
+    assert (following.name, [round(8 * one.value) for one in following.candidates]) == ("layer-03-refined", [6, 7, 8])

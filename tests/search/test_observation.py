@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler_search.errors import SearchError
-from scheduler_search.search import decide, observe
+from scheduler_search.search import Observation, decide, incumbent, observe
 from tests.search.simulated import scored, stage_of
 
 STAGE = stage_of([0.0, 0.5, 1.0], penalty=0.1)
@@ -33,7 +33,7 @@ def test_one_sample_has_the_largest_variance_there_is() -> None:
     assert observe(STAGE, 0, [1.0], [1.0]).variance == 1.0
 
 
-@pytest.mark.parametrize(("scores", "anchor"), [([], []), ([1.0], [1.0, 0.0])])
+@pytest.mark.parametrize(("scores", "anchor"), [([], []), ([1.0, 0.0], [1.0])])
 def test_scores_must_be_paired(scores: list[float], anchor: list[float]) -> None:
     with pytest.raises(SearchError, match="same samples"):
         observe(STAGE, 0, scores, anchor)
@@ -74,5 +74,28 @@ def test_a_decision_says_what_was_chosen() -> None:
 
 
 def test_nothing_observed_decides_nothing() -> None:
-    with pytest.raises(SearchError, match="at least one observation"):
+    with pytest.raises(SearchError, match="at least one candidate that was scored on every sample"):
         decide(STAGE, [])
+
+
+def test_a_trial_that_was_stopped_estimates_from_pairs() -> None:
+    """The anchor's mean over all samples, and the mean difference over those that were read."""
+    seen = observe(STAGE, 0, [0.0, 1.0], [1.0, 1.0, 1.0, 0.0])
+    assert (seen.difference, seen.score, seen.samples, seen.total) == (-0.5, 0.25, 2, 4)
+    assert seen.variance == 0.25
+    assert seen.sampling_variance == 0.125
+    assert not seen.complete
+
+
+def test_no_stage_decides_on_a_candidate_that_was_stopped() -> None:
+    stopped = observe(STAGE, 0, [1.0], [0.0, 0.0])
+    whole = observe(STAGE, 1, [0.0, 0.0], [0.0, 0.0])
+    assert stopped.objective > whole.objective
+    assert incumbent(STAGE, [stopped, whole]) == whole
+    with pytest.raises(SearchError, match="at least one candidate that was scored on every sample"):
+        decide(STAGE, [stopped])
+
+
+def test_figures_are_all_there_is() -> None:
+    seen = observe(STAGE, 1, [0.0, 1.0], [1.0, 1.0, 0.5])
+    assert Observation.of(1, seen.figures) == seen

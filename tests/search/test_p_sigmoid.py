@@ -8,7 +8,7 @@ from scheduler_search.errors import ScheduleError, SearchError
 from scheduler_search.schedule.cost import mean_prefill_flops
 from scheduler_search.schedule.counts import keep_counts
 from scheduler_search.schedule.families import mean_keep_rate, sigmoid, step
-from scheduler_search.search import MeanKeepRate, PrefillFlops, PSigmoid, Stage, decide
+from scheduler_search.search import Effort, MeanKeepRate, PrefillFlops, PSigmoid, Stage, decide
 from scheduler_search.search.p_sigmoid import GRID
 from tests.search.shapes import LLAVA_7B, TINY
 from tests.search.simulated import scored
@@ -16,8 +16,8 @@ from tests.search.simulated import scored
 VISION, TEXT = (64, 64, 40), (10, 12, 10)
 
 
-def _stage(budget: MeanKeepRate | PrefillFlops, **other: int) -> Stage:
-    stage = PSigmoid(12, 3, budget, TINY, VISION, TEXT, **other).next_stage([])
+def _stage(budget: MeanKeepRate | PrefillFlops, **effort: int) -> Stage:
+    stage = PSigmoid(12, 3, budget, TINY, VISION, TEXT, Effort(**effort)).next_stage([])
     assert stage is not None
     return stage
 

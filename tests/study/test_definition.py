@@ -42,10 +42,17 @@ head_reduction = "mean"
 algorithm = "g-search"
 first_layer = 3
 stride = 3
+refine = true
+objective = "score"
 penalty = 0.01
-initial = 10
+faithful = false
+initial = 4
 iterations = 20
 sampler = "expected-improvement"
+race_delta = 0.05
+race_margin = 0.0
+tolerance = 0.001
+batch = 1
 [workers]
 executor = "local"
 threads = 1
@@ -59,7 +66,7 @@ def test_defaults_spelled_out_change_nothing(tmp_path: Path) -> None:
 
 def test_the_digest_is_the_one_of_this_version(tmp_path: Path) -> None:
     """A study that was launched keeps its digest: a change here makes every recorded study foreign."""
-    assert read(tmp_path, MINIMAL).digest == "sha256:3582b6e4a35dad865a986f55be6e955ca68bc49454f9f8d837cb7860eb5f3e5c"
+    assert read(tmp_path, MINIMAL).digest == "sha256:466e5652ed13f6c013bf5b3fc3703eafa4a462a0687ef95c9488c0f5bd5f2b3e"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,7 @@ def test_the_digest_is_the_one_of_this_version(tmp_path: Path) -> None:
         ("first_layer = 3", "first_layer = 2"),
         ("stride = 3", "stride = 2"),
         ("penalty = 0.01", "penalty = 0"),
-        ("initial = 10", "initial = 9"),
+        ("initial = 4", "initial = 9"),
         ("iterations = 20", "iterations = 0"),
         ('"expected-improvement"', '"random"'),
         ("threads = 1", "threads = 2"),
@@ -155,8 +162,8 @@ def test_json_keeps_every_value_bit_for_bit(seed: int, penalty: float, samples: 
 
 def test_recorded_json_of_another_version_is_one_clear_error(tmp_path: Path) -> None:
     document = json.loads(read(tmp_path, MINIMAL).to_json())
-    document["search"]["algorithm"] = "frontier"
-    with pytest.raises(StudyFileError, match=r"'g-search' or 'p-sigmoid'.*the study database, \[search\] algorithm"):
+    document["search"]["algorithm"] = "annealing"
+    with pytest.raises(StudyFileError, match=r"or 'frontier'.*the study database, \[search\] algorithm"):
         StudyDefinition.from_json(json.dumps(document))
 
 
