@@ -5,19 +5,19 @@ Knows: the study database and the executor. Does not know: searches, rivals or t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from types import TracebackType
 from typing import Self
 
-from scheduler_search.coordinator import Evaluations, make_algorithm, run_study
+from scheduler_search.coordinator import Evaluations, run_study
 from scheduler_search.coordinator.evaluations import Request
 from scheduler_search.evaluation import LocalExecutor
 from scheduler_search.export import searched_reduction
 from scheduler_search.schedule.cost import ModelShape, SplitCost
 from scheduler_search.schedule.values import Reduction
-from scheduler_search.search import Algorithm, Race
+from scheduler_search.search import Race
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import StudyDefinition
 from scheduler_search.study.states import StudyState
@@ -110,20 +110,12 @@ class Bench:
         """Mean score over a split."""
         return fmean(self.scores(name, reduction))
 
-    def search(
-        self, name: str, settings: Mapping[str, object], refine: Callable[[Algorithm], Algorithm] | None = None
-    ) -> Found:
-        """What a study finds; a finished study is only read.
-
-        Args:
-            refine: what makes another algorithm of the study's own.
-        """
+    def search(self, name: str, settings: Mapping[str, object]) -> Found:
+        """What a study finds; a finished study is only read."""
         definition = self._definition(f"{self._label}.seed-{self.seed}.{name}", settings)
         study = self._database.add_study(definition)
         if study.state is not StudyState.FINISHED:
-            algorithm = make_algorithm(definition, self._executor)
-            algorithm = algorithm if refine is None else refine(algorithm)
-            run_study(self._database, study, self._executor, algorithm=algorithm)
+            run_study(self._database, study, self._executor)
             study = self._database.study(definition.name)
         trials = [trial for stage in self._database.stages(study) for trial in self._database.trials(stage)]
         samples = sum(trial.figures.samples for trial in trials if trial.figures is not None)

@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 from benchmarks.quality.bench import FIRST_LAYER, Bench, Found
 from scheduler_search.schedule.families import uniform
-from scheduler_search.search import Algorithm, GSearch
-from scheduler_search.search.refined import RefinedGSearch
 
 # Where the search for a penalty begins: penalties for the whole of the unreduced FLOPs, and shares that they lead to.
 _KNOWN = ((0.02, 0.8), (0.1, 0.6), (0.4, 0.45), (1.6, 0.3))
@@ -69,12 +67,7 @@ class GreedySearch:
             "algorithm": "g-search",
             "first_layer": FIRST_LAYER,
             "stride": self._stride,
+            "refine": self._refine,
             "penalty": {"tflop": penalty / teraflops},
         }
-        name = f"g-search.{self._stride}{'-refined' if self._refine else ''}.{penalty:.6f}"
-        return bench.search(name, settings, _refined if self._refine else None)
-
-
-def _refined(algorithm: Algorithm) -> RefinedGSearch:
-    assert isinstance(algorithm, GSearch)
-    return RefinedGSearch(algorithm)
+        return bench.search(f"{'g-search' if self._refine else 'greedy'}.{self._stride}.{penalty:.6f}", settings)

@@ -9,13 +9,13 @@ import pytest
 from benchmarks import search_quality
 from benchmarks.quality.bench import FIRST_LAYER, Bench, Found
 from benchmarks.quality.pooled import pooled_difference
-from scheduler_search.search.refined import RefinedGSearch
 from benchmarks.quality.rivals import random_schedules, steps
 from scheduler_search.export.paired import paired_difference
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.families import sigmoid
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.search import GSearch
+from scheduler_search.search.refined import RefinedGSearch
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.states import Decision
 
