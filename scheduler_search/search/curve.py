@@ -1,8 +1,9 @@
-"""What is believed of a stage's score curve: Gaussian processes over it and the stage before, averaged by likelihood.
+"""What is believed of a stage's score curve: Gaussian processes, averaged by their likelihood.
 
-Knows: how scores change with a candidate's coordinate and from one stage to the next, and how single candidates leave
-the curve. Does not know: penalties, trials, seeds, batches, or when a stage ends. Plain numpy in float64: no random
-numbers, no optimiser that could fail, and hyperparameters that a few points cannot tell apart are all kept.
+Knows: how scores change with a candidate's coordinate, what the curve of one stage says of the next one's, and how
+single candidates leave the curve. Does not know: penalties, trials, seeds, batches, or when a stage ends. Plain numpy
+in float64: no random numbers, no optimiser that could fail, and hyperparameters that a few points cannot tell apart
+are all kept.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _LENGTHSCALES = (0.1, 0.2, 0.4, 0.8)
 # By how many samples of the split a candidate typically leaves the curve: a score is a step function, and which few
 # samples turn between two neighbours is chance.
 _NUGGETS = (0.3, 1.0, 3.0)
-# Between the curves of two consecutive stages, 0 where there is nothing to learn from the one before; and how large the
-# running one is beside it: the deeper the layer, the less its tokens matter.
-_CORRELATIONS = (0.0, 0.9)
+# Amplitude of the running stage's curve beside that of the stage before: the deeper the layer, the less its tokens
+# matter. Smoothness and single steps are shared. The values of two stages are taken as independent: correlated ones
+# saved no trials in experiments (docs/log.md).
 _RATIOS = (0.1, 0.3, 1.0)
 
 # Combinations less likely than this share of the likeliest are dropped, and all but so many.
@@ -58,7 +59,6 @@ class _Settings:
     amplitude: Array
     lengthscale: Array
     nugget: Array
-    correlation: Array
     ratio: Array
 
     def chosen(self, which: numpy.typing.NDArray[numpy.intp]) -> _Settings:
@@ -66,7 +66,7 @@ class _Settings:
         return _Settings(*(getattr(self, field.name)[which] for field in fields(self)))
 
     def kernel(self, distances: Array, first: Array, second: Array) -> Array:
-        """Prior covariance (Matern 5/2 within a stage, a share of it between stages), shape [h, n, m].
+        """Prior covariance (Matern 5/2 within a stage, 0 between stages), shape [h, n, m].
 
         Args:
             distances: shape [n, m].
@@ -76,8 +76,7 @@ class _Settings:
         scaled = numpy.sqrt(5.0) * distances / self.lengthscale[:, None, None]
         matern = (1 + scaled + scaled**2 / 3) * numpy.exp(-scaled)
         sizes = self._amplitudes(first)[:, :, None] * self._amplitudes(second)[:, None, :]
-        related = numpy.where(first[:, None] == second, 1.0, self.correlation[:, None, None])
-        result: Array = sizes * related * matern
+        result: Array = numpy.where(first[:, None] == second, sizes * matern, 0.0)
         return result
 
     def _amplitudes(self, before: Array) -> Array:
@@ -140,10 +139,9 @@ def believe(points: Points, coordinates: Array, samples: int) -> Belief:
 
 
 def _grid(samples: int, *, related: bool) -> _Settings:
-    relations = product(_CORRELATIONS, _RATIOS) if related else ((0.0, 1.0),)
-    rows = [(*row, *relation) for relation in relations for row in product(_AMPLITUDES, _LENGTHSCALES, _NUGGETS)]
-    amplitude, lengthscale, nugget, correlation, ratio = numpy.array(rows).T
-    return _Settings(amplitude, lengthscale, (nugget / samples) ** 2, correlation, ratio)
+    rows = product(_AMPLITUDES, _LENGTHSCALES, _NUGGETS, _RATIOS if related else (1.0,))
+    amplitude, lengthscale, nugget, ratio = numpy.array(list(rows)).T
+    return _Settings(amplitude, lengthscale, (nugget / samples) ** 2, ratio)
 
 
 def _distances(first: Array, second: Array) -> Array:

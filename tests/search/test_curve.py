@@ -44,16 +44,15 @@ def test_no_candidate_is_surer_than_its_own_step() -> None:
     assert belief.variances.min() >= (0.3 / 256) ** 2
 
 
-@pytest.mark.parametrize("share", [1.0, 0.2])
-def test_the_stage_before_says_what_the_anchor_and_one_point_leave_open(share: float) -> None:
-    """The curve of the stage before, scaled: two points of the running stage fix the scale."""
-    shown = numpy.array([[0.0], [1.0]])
-    before = _points(PLACES[::3], _curve(PLACES[::3]), before=1.0)
-    now = _points(shown, share * _curve(shown))
+@pytest.mark.parametrize(("height", "surer"), [(0.02, True), (0.9, False)])
+def test_the_stage_before_says_how_much_two_points_leave_open(height: float, surer: bool) -> None:
+    """After a flat curve another flat one is expected, after a steep one anything less."""
+    now = _points(numpy.array([[0.0], [1.0]]), numpy.array([-0.01, 0.0]))
+    before = _points(PLACES[::3], height * _curve(PLACES[::3]), before=1.0)
     both = Points(*(numpy.concatenate(pair) for pair in zip(vars(before).values(), vars(now).values(), strict=True)))
-    error = abs(_mean(believe(both, PLACES, 256)) - share * _curve(PLACES)).max()
-    alone = abs(_mean(believe(now, PLACES, 256)) - share * _curve(PLACES)).max()
-    assert error < 0.8 * alone
+    alone, informed = (believe(points, PLACES, 256) for points in (now, both))
+    spreads = [float(belief.weights @ belief.variances[:, 16]) for belief in (alone, informed)]
+    assert (spreads[1] < 0.5 * spreads[0]) is surer
 
 
 def test_covariances_agree_with_variances_and_are_symmetric() -> None:
