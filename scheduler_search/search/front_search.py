@@ -74,16 +74,16 @@ def expected_gains(process: MaternProcess, known: Array, points: Array) -> Array
     levels = numpy.maximum.accumulate(numpy.concatenate([[heights.min()], heights[order]]))
     widths = numpy.maximum(ends[None, :] - numpy.maximum(starts[None, :], points[:, :1]), 0.0)
     means, variances = process.predict(points)
-    result: Array = (widths * _expected_improvement(means[:, None], numpy.sqrt(variances)[:, None], levels)).sum(1)
+    result: Array = (widths * expected_improvement(means[:, None], numpy.sqrt(variances)[:, None], levels)).sum(1)
     return result
 
 
-def _expected_improvement(means: Array, deviations: Array, levels: Array) -> Array:
+def expected_improvement(means: Array, deviations: Array, levels: Array) -> Array:
     """E[max(X - level, 0)] of a normal X, accurate far below the level too."""
     from scipy.special import erfcx, ndtr
 
-    safe = numpy.maximum(deviations, 1e-300)
-    z = numpy.clip((means - levels) / safe, -1e6, 1e6)
+    safe = numpy.maximum(deviations, 1e-12)
+    z = (means - levels) / safe
     density = numpy.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
     # density + z * ndtr(z), which for z << 0 is a difference of almost equal numbers: there by the scaled complementary
     # error function.
