@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy
 import pytest
 
 from scheduler_search.errors import SearchError
+from scheduler_search.search import Observation
 from scheduler_search.search.front import Front
 from tests.search.front_surface import SAMPLES, Population, explore, frontier
 
@@ -13,8 +15,13 @@ STAGE = frontier().stage
 FEATURES = [candidate.features for candidate in STAGE.candidates]
 
 
+@cache
+def observed() -> tuple[Observation, ...]:
+    return explore(STAGE, Population(0, 0, SAMPLES)).observations
+
+
 def test_without_reduction_nothing_is_lost_whatever_k_is() -> None:
-    front = Front(STAGE, explore(STAGE, Population(0, 0, SAMPLES)).observations)
+    front = Front(STAGE, observed())
     for prediction in front.predictions([(1.0, k) for k in (0.0, 0.1, 0.6, 1.0)]):
         assert prediction.difference == pytest.approx(0.0, abs=2e-3)
         # Not even there is the loss on new samples known to be 0: one sample's worth of doubt is left.
@@ -22,7 +29,7 @@ def test_without_reduction_nothing_is_lost_whatever_k_is() -> None:
 
 
 def test_more_validation_samples_narrow_the_limit_of_the_loss() -> None:
-    front = Front(STAGE, explore(STAGE, Population(0, 0, SAMPLES)).observations)
+    front = Front(STAGE, observed())
     (prediction,) = front.predictions([(0.4, 0.5)])
     limits = [prediction.loss_limit(samples, 1.645) for samples in (50, 500, 5000)]
     assert limits == sorted(limits, reverse=True)
@@ -38,7 +45,7 @@ def test_scores_stay_in_their_range() -> None:
 
 
 def test_a_front_needs_the_unreduced_model() -> None:
-    observations = explore(STAGE, Population(0, 0, SAMPLES)).observations
+    observations = observed()
     with pytest.raises(SearchError, match="unreduced model"):
         Front(STAGE, observations[1:])
     # The unreduced model alone is enough to predict with: nothing is known to be lost anywhere.
@@ -69,6 +76,5 @@ def test_standard_errors_of_predictions_are_honest() -> None:
     # model the root mean square of either kind is 1 +- 0.14 and the mean 0 +- 0.2: 4 deviations each, false alarm for
     # fresh surfaces about 3e-4.
     for found in errors(range(24)):
-        print(math.sqrt((found**2).mean()), found.mean(), (abs(found) > 2.0).mean())
         assert 0.44 < math.sqrt(float((found**2).mean())) < 1.56
         assert abs(float(found.mean())) < 0.8

@@ -35,7 +35,7 @@ def front_of(heights: numpy.ndarray, costs: numpy.ndarray) -> numpy.ndarray:  # 
     return front
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_the_closed_form_is_the_expected_rise_of_the_front(seed: int) -> None:
     # 4000 draws for each of 4 points: the mean is within 4.5 of its standard errors (and 0.0005 for the columns)
     # with probability 1 - 7e-6 each; false alarm for fresh seeds about 1e-4 in all.
@@ -107,6 +107,7 @@ def test_a_stage_ends_where_little_is_expected_or_after_all_its_trials() -> None
     assert best == (free[int(expected_gains(front.process, known, points).argmax())],)
 
 
+@pytest.mark.slow
 def test_batches_hold_different_points_and_begin_with_the_best() -> None:
     population = Population(surface=2, sample=0, size=SAMPLES)
     single = with_effort(tolerance=0.0)
