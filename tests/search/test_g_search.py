@@ -164,10 +164,22 @@ def test_refining_stages_go_on_from_the_greedy_ones() -> None:
     greedy = _decide(algorithm.greedy, 6, 2)
     stage = algorithm.next_stage(greedy)
     assert stage is not None
-    # Rates after the greedy stages: 8 6 6 6 2 2 of 8. Layer 2 may keep 6 to 8, layer 3 nothing but its 6.
-    assert (stage.name, [round(8 * one.value) for one in stage.candidates]) == ("layer-02-refined", [6, 7, 8])
+    # Rates after the greedy stages: 8 6 6 6 2 2 of 8. Layer 2 may rise to 8, layer 3 to what layer 2 has then.
+    assert (stage.name, [round(8 * one.value) for one in stage.candidates]) == ("layer-02-raised", [6, 7, 8])
     assert stage.candidates[stage.anchor].keep_rates == algorithm.final(greedy)
-    decided = [*greedy, decide(stage, [scored(2, 0.5, 0.5)])]
+    decided = [*greedy, decide(stage, [scored(1, 0.5, 0.5)])]
     following = algorithm.next_stage(decided)
     assert following is not None
-    assert (following.name, [round(8 * one.value) for one in following.candidates]) == ("layer-03-refined", [6, 7, 8])
+    assert (following.name, [round(8 * one.value) for one in following.candidates]) == ("layer-03-raised", [6, 7])
+
+
+def test_layers_are_raised_from_shallow_to_deep_and_lowered_on_the_way_back() -> None:
+    algorithm = RefinedGSearch(g_search(layers=6, max_vision_tokens=8, first_layer=2, stride=3))
+    decisions, stages = [*_decide(algorithm.greedy, 6, 2)], []
+    while (stage := algorithm.next_stage(decisions)) is not None:
+        stages.append((stage.name, [round(8 * one.value) for one in stage.candidates]))
+        decisions.append(decide(stage, [scored(stage.anchor, 0.5, 0.5)]))
+    # 8 6 6 6 2 2 as it is: only the layers at a drop can move.
+    raised = [("layer-02-raised", [6, 7, 8]), ("layer-05-raised", [2, 3, 4, 5, 6])]
+    lowered = [("layer-06-lowered", [0, 1, 2]), ("layer-04-lowered", [2, 3, 4, 5, 6])]
+    assert stages == raised + lowered
