@@ -29,7 +29,7 @@ _RATIOS = (0.1, 0.3, 1.0)
 
 # Combinations less likely than this share of the likeliest are dropped, and all but so many.
 _UNLIKELY = 1e-3
-_SETTINGS = 32
+_SETTINGS = 16
 
 # Variance far below that of one turned sample in a million, to keep matrices positive definite.
 _JITTER = 1e-12
