@@ -48,9 +48,10 @@ class Prediction:
     @property
     def score_error(self) -> float:
         """Standard error of ``score`` as a prediction on new data."""
-        # A right and a wrong answer are added: one that was always right may be wrong one day. p (1 - p) is the
-        # variance of a score that is 0 or 1, and more than that of any other one in [0, 1].
-        share = (self.samples * self.score + 1.0) / (self.samples + 2)
+        # Two right and two wrong answers are added (Agresti and Coull, The American Statistician 52, 1998): near 1, the
+        # variance of a few hundred answers is more often too small than too large. p (1 - p) is the variance of a score
+        # that is 0 or 1, and more than that of any other one in [0, 1].
+        share = (self.samples * self.score + 2.0) / (self.samples + 4)
         return math.sqrt(self.model_variance + share * (1.0 - share) / self.samples)
 
     def loss_limit(self, validation_samples: int, quantile: float) -> float:
