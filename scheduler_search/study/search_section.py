@@ -142,6 +142,9 @@ class SearchSection(Section):
                 raise broken(rule, key=key, remedy="remove the key")
         if self.algorithm == "p-sigmoid" and self.budget is None:
             raise broken("p-sigmoid needs a budget", key="budget", remedy="for example budget = 0.125")
+        if self.algorithm == "frontier" and self.sampler in ("tpe", "gp"):
+            rule = "a frontier has no single best candidate, which this sampler looks for"
+            raise broken(rule, key="sampler", actual=self.sampler, remedy="remove the key")
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from scheduler_search.cli import main
+from scheduler_search.storage import StudyDatabase
+from scheduler_search.study import read_study_file
 
 Run = Callable[..., tuple[int, str]]
 
@@ -207,3 +209,23 @@ def test_usage_errors_exit_with_2(run: Run) -> None:
     assert run("launch")[0] == 2
     assert run("no-such-command")[0] == 2
     assert run("export", "x", "--max-drop", "2")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("search", "options", "fragments"),
+    [
+        ("stride = 6", ("--tflops", "1.5"), ("--tflops and --keep-rate", "frontier", "g-search")),
+        ("stride = 6", ("--keep-rate", "0.5"), ("--tflops and --keep-rate", "frontier", "g-search")),
+        ('algorithm = "frontier"', (), ("no target", "--tflops X, --keep-rate X or --max-drop X")),
+        ('algorithm = "frontier"', ("--tflops", "1", "--keep-rate", "0.5"), ("one of --tflops and --keep-rate",)),
+        ('algorithm = "frontier"', ("--keep-rate", "0.5"), ("must be finished", "queued")),
+    ],
+)
+def test_targets_that_a_study_has_no_answer_to(
+    run: Run, tmp_path: Path, search: str, options: tuple[str, ...], fragments: tuple[str, ...]
+) -> None:
+    definition = read_study_file(tmp_path / study_file(tmp_path, STUDY.replace("stride = 6", search)))
+    with StudyDatabase.open(f"sqlite:///{tmp_path}/scheduler-search.db") as database:
+        database.add_study(definition)
+    one_line(*run("export", "bad", *options), *fragments)
+    assert not (tmp_path / "schedules").exists()

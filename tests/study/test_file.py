@@ -118,6 +118,7 @@ SIGMOID = '[search]\nalgorithm = "p-sigmoid"\n'
         ("[search]\nfaithful = true\nbatch = 2", "[search] batch", "a faithful search has batch = 1"),
         ("[search]\nfaithful = true\nrefine = true", "[search] refine", "a faithful search has refine = false"),
         ('[search]\nalgorithm = "frontier"\nfaithful = true', "[search] faithful", "no procedure of seed 003"),
+        ('[search]\nalgorithm = "frontier"\nsampler = "tpe"', "[search] sampler", "no single best candidate"),
         ('[search]\nalgorithm = "frontier"\nstride = 2', "[search] stride", "belongs to g-search, not to frontier"),
         ("[search]\nbudget = 0.5", "[search] budget", "belongs to p-sigmoid, not to g-search: its budget follows"),
         (SIGMOID, "[search] budget", "p-sigmoid needs a budget"),
