@@ -90,7 +90,7 @@ _ONLY_FOR = {
 
 # What a study gets that names none of it. Beside these, seed 003's own procedure tries everything to the end.
 _FAITHFUL = {"initial": 10, "race_delta": 0.0, "tolerance": 0.0, "refine": False}
-_INITIAL = {"g-search": 4, "p-sigmoid": 4, "frontier": 12}
+_INITIAL = {"g-search": 2, "p-sigmoid": 3, "frontier": 12}
 _SAVINGS = {"refine": False, "race_delta": 0.0, "race_margin": 0.0, "tolerance": 0.0, "batch": 1}
 
 

@@ -174,7 +174,7 @@ def test_an_interrupt_leaves_a_resumable_study(database: StudyDatabase) -> None:
     class Interrupted(SimulatedExecutor):
         def run(self, tasks: object) -> Iterator[ChunkResult]:
             yield from super().run(tasks)  # type: ignore[arg-type]
-            if len(self.executed) > 20:
+            if len(self.executed) > 8:
                 raise KeyboardInterrupt
 
     study = database.add_study(definition())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,9 @@ def test_launch_export_evaluate(cli: Cli, tmp_path: Path, small: Path) -> None:
 
     status = json.loads(cli("status", "small", "--json").stdout)
     assert status["state"] == "finished"
-    assert [stage["name"] for stage in status["stages"]] == ["layer-04", "layer-08", "layer-12"][
-        : len(status["stages"])
-    ]
+    greedy = [stage["name"] for stage in status["stages"] if re.fullmatch(r"layer-\d+", stage["name"])]
+    assert greedy == ["layer-04", "layer-08", "layer-12"][: len(greedy)]
+    assert 0 < len(greedy) < len(status["stages"])
     assert json.loads(cli("status", "--json").stdout)[0]["name"] == "small"
 
     gate(cli, tmp_path)
