@@ -230,9 +230,9 @@ class StoreConformance:
     def test_other_figures_are_refused(self, database: StudyDatabase, stage: StageRecord, figure: str) -> None:
         database.begin_trial(stage, 0, 21, RATES, "sha256:key")
         database.finish_trial(stage, 0, FIGURES)
+        other = dataclasses.replace(FIGURES, **{figure: math.nextafter(getattr(FIGURES, figure), 2)})
         with pytest.raises(DatabaseError, match="the figures must not change once recorded"):
-            other = {figure: math.nextafter(getattr(FIGURES, figure), 2)}
-            database.finish_trial(stage, 0, dataclasses.replace(FIGURES, **other))
+            database.finish_trial(stage, 0, other)
         assert database.trials(stage)[0] == TrialRecord(0, 21, RATES, "sha256:key", FIGURES)
 
     @pytest.mark.parametrize("value", [math.nan, math.inf])
