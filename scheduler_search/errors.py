@@ -92,6 +92,14 @@ class StudyConflictError(DatabaseError):
     """A study of that name exists with another definition, or is not in the state that the request needs."""
 
 
+class LeaseHeldError(DatabaseError):
+    """Another coordinator runs the study: it renewed its lease a moment ago."""
+
+
+class LeaseLostError(DatabaseError):
+    """The study was taken over or cancelled; nothing was written since."""
+
+
 class SearchError(SchedulerSearchError):
     """A search was asked for something that its recorded state does not allow."""
 

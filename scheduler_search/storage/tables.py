@@ -48,7 +48,11 @@ class VersionRow(Table):
 
 
 class StudyRow(Table):
-    """A study: its definition as JSON text, and where it stands."""
+    """A study: its definition as JSON text, where it stands, and who runs it.
+
+    ``owner`` and ``heartbeat`` (seconds of the database's clock) are null while nobody holds the lease; ``epoch`` counts
+    the leases that there were, and the cancellations.
+    """
 
     __tablename__ = "search_studies"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -59,7 +63,25 @@ class StudyRow(Table):
     error: Mapped[str | None] = mapped_column(Text)
     created: Mapped[datetime] = _now()
     changed: Mapped[datetime] = _now()
+    priority: Mapped[int] = mapped_column(default=0, server_default="0")
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
+    traceback: Mapped[str | None] = mapped_column(Text)
+    owner: Mapped[str | None] = mapped_column(String(200))
+    epoch: Mapped[int] = mapped_column(default=0, server_default="0")
+    heartbeat: Mapped[float | None] = mapped_column(Double)
     __table_args__ = (CheckConstraint(f"state IN ({_STATES})", name="state"),)
+
+
+class LogRow(Table):
+    """A line of a study's log, of level ``info``, ``warning`` or ``error``."""
+
+    __tablename__ = "search_logs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("search_studies.id", ondelete="CASCADE"), index=True)
+    written: Mapped[datetime] = _now()
+    level: Mapped[str] = mapped_column(String(16))
+    text: Mapped[str] = mapped_column(Text)
+    __table_args__ = (CheckConstraint("level IN ('info', 'warning', 'error')", name="level"),)
 
 
 class StageRow(Table):
@@ -137,6 +159,7 @@ class EvaluationRow(Table):
     """Running a model over a split with one reduction, shared by every study. Rules are JSON text.
 
     ``split`` and the keep rates are those of the first who asked; others with an equal key may have other ones.
+    ``hits`` counts chunks that were read from here instead of being computed again.
     """
 
     __tablename__ = "evaluations"
@@ -149,6 +172,7 @@ class EvaluationRow(Table):
     entry_rule: Mapped[str | None] = mapped_column(Text)
     vision_rule: Mapped[str | None] = mapped_column(Text)
     created: Mapped[datetime] = _now()
+    hits: Mapped[int] = mapped_column(default=0, server_default="0")
     layers: Mapped[list[EvaluationLayerRow]] = relationship(lazy="raise")
 
 

@@ -23,21 +23,51 @@ class StudyState(Enum):
     INTERRUPTED = "interrupted"
     FAILED = "failed"
     FINISHED = "finished"
+    CANCELLED = "cancelled"
 
     def may_become(self, other: StudyState) -> bool:
         """Whether ``other`` may follow; staying in a state is always allowed."""
         return other is self or other in TRANSITIONS[self]
 
 
+_ALL = frozenset(StudyState)
+
 TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = MappingProxyType(
     {
-        StudyState.QUEUED: frozenset({StudyState.RUNNING, StudyState.FAILED, StudyState.INTERRUPTED}),
-        StudyState.RUNNING: frozenset({StudyState.INTERRUPTED, StudyState.FAILED, StudyState.FINISHED}),
-        StudyState.INTERRUPTED: frozenset({StudyState.QUEUED, StudyState.RUNNING, StudyState.FAILED}),
-        StudyState.FAILED: frozenset({StudyState.QUEUED, StudyState.RUNNING}),
+        StudyState.QUEUED: _ALL - {StudyState.FINISHED},
+        StudyState.RUNNING: _ALL,
+        StudyState.INTERRUPTED: _ALL - {StudyState.FINISHED},
+        StudyState.FAILED: frozenset({StudyState.QUEUED, StudyState.RUNNING, StudyState.CANCELLED}),
+        StudyState.CANCELLED: frozenset({StudyState.QUEUED, StudyState.RUNNING}),
         StudyState.FINISHED: frozenset(),
     }
 )
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to write to a study.
+
+    Args:
+        study_id: row of the study in the database.
+        name: of the study.
+        owner: who holds it, as errors print it.
+        epoch: number of the lease; it is lost as soon as the study has a higher one.
+    """
+
+    study_id: int
+    name: str
+    owner: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of a study's log; ``level`` is ``info``, ``warning`` or ``error``, ``written`` the database's clock."""
+
+    written: datetime
+    level: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -121,7 +151,14 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """One study as recorded; ``error`` is the reason of a failed state. Times are the database's clock, in UTC."""
+    """One study as recorded. Times are the database's clock, in UTC.
+
+    Args:
+        error: the reason of a failed or cancelled state; ``traceback`` is where a failure came from.
+        priority: higher ones are claimed first from the queue.
+        attempts: claims by a daemon since the study was submitted or retried.
+        owner: who holds the lease, None where nobody does.
+    """
 
     id: int
     name: str
@@ -131,3 +168,7 @@ class StudyRecord:
     error: str | None
     created: datetime
     changed: datetime
+    traceback: str | None = None
+    priority: int = 0
+    attempts: int = 0
+    owner: str | None = None
