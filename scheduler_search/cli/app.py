@@ -107,7 +107,7 @@ def export(
             min=0.0,
             max=1.0,
             help="Write nothing and exit with 3 if the upper 95 % limit of the loss on the validation split exceeds X. "
-            "Of a frontier study, without the two options above: the cheapest schedule expected to lose at most X.",
+            "Of a frontier study, without the two options above: the cheapest schedule expected to pass that gate.",
         ),
     ] = None,
     allow_unvalidated: Annotated[

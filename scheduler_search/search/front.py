@@ -18,6 +18,9 @@ from scheduler_search.search.matern import Array, MaternProcess
 from scheduler_search.search.observation import Observation
 from scheduler_search.search.stage import Stage
 
+# The export gate asks for the upper end of a two-sided 95 % interval, that many standard errors above the loss.
+_GATE = 1.959963984540054
+
 # Without reduction k changes nothing: the differences there are known to be 0, for every k.
 _KNOWN = tuple((1.0, coordinate) for coordinate in (0.0, 0.25, 0.5, 0.75, 1.0))
 
@@ -55,9 +58,14 @@ class Prediction:
         return math.sqrt(self.model_variance + share * (1.0 - share) / self.samples)
 
     def loss_limit(self, validation_samples: int, quantile: float) -> float:
-        """What the loss measured on so many new samples exceeds with the probability that ``quantile`` leaves."""
+        """What the upper 95 % limit of the loss, measured on so many new samples, stays below.
+
+        Args:
+            quantile: of the standard normal distribution, at the probability with which it does.
+        """
         measurement = self.sample_variance / validation_samples
-        return -self.difference + quantile * math.sqrt(self.difference_variance + measurement)
+        margin = _GATE * math.sqrt(measurement)
+        return -self.difference + margin + quantile * math.sqrt(self.difference_variance + measurement)
 
 
 class Front:

@@ -74,7 +74,7 @@ def choose(domain: FrontierDomain, front: Front, target: Target, validation_samp
     """The answer to ``target``; a function of what the front observed, without randomness.
 
     At a cost, the schedule with the largest predicted score (of equal ones the cheapest, then the least steep). At a
-    loss, the cheapest schedule that is predicted to lose no more, with 95 % probability, on new samples.
+    loss, the cheapest schedule that is predicted to pass the export gate, with 95 % probability, on new samples.
 
     Args:
         validation_samples: on which a loss will be measured; only ``max_drop`` depends on it.
@@ -128,7 +128,7 @@ def _cheapest(domain: FrontierDomain, front: Front, max_drop: float, validation_
         if limit <= max_drop:
             return choice
     raise GateError(
-        f"some schedule of the front must be expected to lose at most {max_drop:g}, with 95 % probability",
+        f"some schedule of the front must be expected to pass a gate of {max_drop:g}, with 95 % probability",
         actual=f"{min(limits):.4f} at least",
         remedy="nothing was measured or written; allow more, or validate on more samples",
     )

@@ -109,7 +109,7 @@ def test_a_drop_that_cannot_be_promised_stops_before_anything_is_measured(
     database: StudyDatabase, study: StudyRecord
 ) -> None:
     executor = SimulatedExecutor()
-    with pytest.raises(GateError, match="some schedule of the front must be expected to lose at most 0"):
+    with pytest.raises(GateError, match="some schedule of the front must be expected to pass a gate of 0"):
         chosen(database, study, executor, Target(max_drop=0.0))
     assert executor.executed == []
 
