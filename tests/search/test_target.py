@@ -72,7 +72,7 @@ def test_fewer_validation_samples_ask_for_a_dearer_schedule() -> None:
 
 def test_a_drop_that_nothing_promises_closes_the_gate() -> None:
     with pytest.raises(
-        GateError, match=r"lose at most 0.001, with 95 % probability, but got 0\.\d+ at least"
+        GateError, match=r"pass a gate of 0.001, with 95 % probability, but got 0\.\d+ at least"
     ) as caught:
         chosen(Target(max_drop=0.001))
     assert caught.value.exit_code == 3
