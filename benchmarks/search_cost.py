@@ -5,7 +5,8 @@
 Prints a Markdown table for each algorithm. Layer-tokens are tokens that pass a decoder layer, summed over layers,
 samples and trials, and FLOPs are those of the same layers (``schedule.cost``); wall time is that of the whole search
 after model and data are loaded, vision tower, Gaussian processes and bookkeeping included. The validation scores are
-of the schedules that the searches found, on samples that no search saw, and their difference is paired.
+of the schedules that the searches found, on samples that no search saw, and their differences are paired. G-Search trades
+score for tokens, so that two searches are compared by what they maximise, score - penalty, as well as by the score.
 
 Exits with 1 where the two exact searches (with and without the prefix store) found different schedules.
 """
@@ -27,6 +28,7 @@ from scheduler_search.coordinator.evaluations import Evaluations
 from scheduler_search.evaluation import LocalExecutor
 from scheduler_search.export.paired import paired_difference
 from scheduler_search.schedule.canonical import digest_of
+from scheduler_search.schedule.cost import SplitCost
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import StudyDefinition
@@ -62,9 +64,10 @@ VARIANTS = (
 class Cost:
     """What one search took, and what it found."""
 
-    decisions: list[float] = field(default_factory=list)
     reduction: Reduction | None = None
     search_score: float = 0.0
+    share: float = 1.0
+    penalty: float = 0.0
     trials: int = 0
     stopped: int = 0
     chunk_runs: int = 0
@@ -98,7 +101,8 @@ class _CountedExecutor(LocalExecutor):
 
 
 COLUMNS = ("search", "trials", "stopped", "chunk runs", "layer-tokens", "x less", "GFLOPs", "x less", "processor s")
-COLUMNS = (*COLUMNS, "wall s", "x less", "decisions", "search score", "validation score", "minus faithful [95 %]")
+COLUMNS = (*COLUMNS, "wall s", "x less", "prefill FLOPs found", "search score", "validation score")
+COLUMNS = (*COLUMNS, "score minus faithful [95 %]", "objective minus faithful [95 %]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,7 +132,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--algorithms", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument("--samples", type=int, default=256, help="of the search split (default: 256)")
     parser.add_argument("--validation", type=int, default=600, help="samples (default: 600)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the study (default: 0)")
+    parser.add_argument("--penalty", type=float, help="of G-Search, per keep rate; the quickstart's without it")
     return parser.parse_args(arguments)
 
 
@@ -143,6 +148,8 @@ def _definition(algorithm: str, options: argparse.Namespace, settings: Mapping[s
         "validation": {"samples": options.validation},
     }
     kept = {key: value for key, value in tables["search"].items() if key not in _PAPER}
+    if algorithm == "g-search" and options.penalty is not None:
+        kept["penalty"] = options.penalty
     tables["search"] = {**kept, **settings}
     return StudyDefinition.model_validate(tables)
 
@@ -162,15 +169,27 @@ def _search(definition: StudyDefinition, prefixes: bool) -> tuple[Cost, tuple[fl
             cost.trials += len(figures)
             cost.stopped += sum(not one.complete for one in figures)
             if stage.decision is not None:
-                cost.decisions.append(stage.decision.value)
                 cost.search_score = stage.decision.score
+        cost.share, cost.penalty = _price(definition, executor, reduction)
         validation = Evaluations(database, executor).scores("validation", reduction)
     executor.close()
     return cost, validation
 
 
+def _price(definition: StudyDefinition, executor: LocalExecutor, reduction: Reduction) -> tuple[float, float]:
+    """Share of the unreduced prefill FLOPs on the validation split, and the penalty of a schedule there."""
+    search, split, shape = definition.search, executor.split("validation"), executor.model().shape
+    cost = SplitCost(shape, split.vision_tokens, split.text_tokens)
+    flops, whole = cost(reduction.keep_rates), cost((1.0,) * len(reduction.keep_rates))
+    if search.algorithm != "g-search":
+        return flops / whole, 0.0
+    price = flops / 1e12 if search.penalty_unit == "tflop" else fmean(reduction.keep_rates[search.first_layer - 1 :])
+    return flops / whole, search.penalty_value * price
+
+
 def _row(name: str, cost: Cost, first: Cost, validation: Sequence[float], faithful: Sequence[float]) -> str:
     difference = paired_difference(validation, faithful)
+    saved = first.penalty - cost.penalty
     return _line(
         (
             name,
@@ -184,10 +203,11 @@ def _row(name: str, cost: Cost, first: Cost, validation: Sequence[float], faithf
             f"{cost.process:.1f}",
             f"{cost.wall:.1f}",
             f"{first.wall / cost.wall:.1f}",
-            " ".join(f"{value:.3f}" for value in cost.decisions),
+            f"{cost.share:.3f}",
             f"{cost.search_score:.4f}",
             f"{fmean(validation):.4f}",
             f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
+            f"{difference.mean + saved:+.4f} [{difference.low + saved:+.4f}, {difference.high + saved:+.4f}]",
         )
     )
 

@@ -31,8 +31,9 @@ class RefinedGSearch:
     them as saved, where the next stage could drop the same tokens a little later at a smaller loss. In a refining stage
     all other layers stay as they are. First, from shallow to deep, a layer may be *raised*, to at most the rate of the
     layer before, so that a rate is held for as many layers as it pays; then, from deep to shallow, it may be *lowered*,
-    to at least the rate of the layer behind. The anchor is the present count, so that score - penalty never falls; a
-    layer that cannot change has no stage. (Lowering first would take tokens from the last layer before a drop that
+    to at least the rate of the layer behind. The anchor is the present count, so that score - penalty never falls. A
+    layer that cannot change has no stage, and neither has one whose choices all cost the same but for less than
+    ``effort.tolerance``. (Lowering first would take tokens from the last layer before a drop that
     comes too early, instead of moving the drop: docs/log.md.)
 
     The penalty is that of the greedy search, per TFLOP or, per keep rate, lambda * the mean keep rate over
@@ -71,12 +72,20 @@ class RefinedGSearch:
         rates = list(self.greedy.final(greedy))
         left = list(decisions[len(greedy) :])
         for move in self._moves():
-            if len(self._counts(rates, move)) == 1:
+            if not self._matters(tuple(rates), move):
                 continue
             if not left:
                 return tuple(rates), move
             rates[move.layer - 1] = left.pop(0).value
         return tuple(rates), None
+
+    def _matters(self, rates: tuple[float, ...], move: _Move) -> bool:
+        """Whether a layer has a choice whose price differs from the others' by the tolerance or more."""
+        counts = self._counts(rates, move)
+        if len(counts) == 1:
+            return False
+        ends = [self._candidate(rates, move.layer, tokens) for tokens in (counts[0], counts[-1])]
+        return ends[-1].penalty - ends[0].penalty >= self.greedy.effort.tolerance
 
     def _moves(self) -> Iterator[_Move]:
         layers = range(self.greedy.first_layer, self.greedy.layers + 1)
