@@ -5,8 +5,9 @@
 Prints a Markdown table for each algorithm. Layer-tokens are tokens that pass a decoder layer, summed over layers,
 samples and trials, and FLOPs are those of the same layers (``schedule.cost``); wall time is that of the whole search
 after model and data are loaded, vision tower, Gaussian processes and bookkeeping included. The validation scores are
-of the schedules that the searches found, on samples that no search saw, and their differences are paired. G-Search trades
-score for tokens, so that two searches are compared by what they maximise, score - penalty, as well as by the score.
+of the schedules that the searches found, on samples that no search saw, and their differences are paired. G-Search
+trades score for tokens, so that two searches are compared by what they maximise, score - penalty, as well as by the
+score.
 
 Exits with 1 where the two exact searches (with and without the prefix store) found different schedules.
 """
