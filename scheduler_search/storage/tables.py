@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, DateTime, Double, ForeignKey, MetaData, String, Text, UniqueConstraint, func
+from sqlalchemy import (
+    CheckConstraint,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    func,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from scheduler_search.study.states import StudyState
@@ -225,6 +236,60 @@ class BaselineRow(Table):
     score: Mapped[float] = mapped_column(Double)
     difference: Mapped[float] = mapped_column(Double)
     variance: Mapped[float] = mapped_column(Double)
+
+
+class ModelRow(Table):
+    """The model of a study as it was last loaded. ``shape`` and ``environment`` are JSON text."""
+
+    __tablename__ = "search_models"
+    study_id: Mapped[int] = _owner("search_studies.id", primary_key=True)
+    id: Mapped[str] = mapped_column(Text)
+    revision: Mapped[str] = mapped_column(Text)
+    architecture: Mapped[str] = mapped_column(Text)
+    decoder_layers: Mapped[int]
+    vision_layers: Mapped[int]
+    config_digest: Mapped[str] = mapped_column(String(71))
+    shape: Mapped[str] = mapped_column(Text)
+    environment: Mapped[str] = mapped_column(Text)
+    described: Mapped[datetime] = _now()
+
+
+class SplitRow(Table):
+    """A split of a study as it was last prepared; ``name`` is ``search``, ``validation`` or ``test``."""
+
+    __tablename__ = "search_splits"
+    study_id: Mapped[int] = _owner("search_studies.id", primary_key=True)
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(71))
+    context_digest: Mapped[str] = mapped_column(String(71))
+    chunk_size: Mapped[int]
+    described: Mapped[datetime] = _now()
+
+
+class SplitSampleRow(Table):
+    """Prompt tokens of one sample of a split, counted from 0 in the order of the split."""
+
+    __tablename__ = "search_split_samples"
+    study_id: Mapped[int] = mapped_column(primary_key=True)
+    split: Mapped[str] = mapped_column(String(16), primary_key=True)
+    sample: Mapped[int] = mapped_column(primary_key=True)
+    vision_tokens: Mapped[int]
+    text_tokens: Mapped[int]
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["study_id", "split"], ["search_splits.study_id", "search_splits.name"], ondelete="CASCADE"
+        ),
+    )
+
+
+class PrefillRow(Table):
+    """Measured milliseconds of a prefill of one chunk, with the reduction of an evaluation and without any."""
+
+    __tablename__ = "prefill_milliseconds"
+    evaluation_id: Mapped[int] = _owner("evaluations.id", primary_key=True)
+    reduced: Mapped[float] = mapped_column(Double)
+    unreduced: Mapped[float] = mapped_column(Double)
+    measured: Mapped[datetime] = _now()
 
 
 class ScheduleRow(Table):
