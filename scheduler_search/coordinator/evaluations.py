@@ -5,7 +5,8 @@ Knows: evaluation keys, chunks, their order, and the executor. Does not know: st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from scheduler_search.schedule.values import Reduction
@@ -23,12 +24,27 @@ class Request:
     race: Race | None = None
 
 
-class Evaluations:
-    """Sample scores by (split, reduction), shared by every trial, study and export that asks for the same thing."""
+class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """A study was asked to stop, and did after the chunks in flight."""
 
-    def __init__(self, database: StudyDatabase, executor: Executor) -> None:
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+class Evaluations:
+    """Sample scores by (split, reduction), shared by every trial, study and export that asks for the same thing.
+
+    Args:
+        stop: asked before each chunk is handed out; once it is true, chunks in flight are recorded and ``Stopped`` is
+            raised.
+    """
+
+    def __init__(self, database: StudyDatabase, executor: Executor, stop: Callable[[], bool] = never) -> None:
         self._database = database
         self._executor = executor
+        self._stop = stop
 
     def key(self, split: SplitName, reduction: Reduction) -> str:
         """The evaluation's identity: equal keys mean equal scores (see ``study.key``)."""
@@ -53,14 +69,22 @@ class Evaluations:
         The requests share the executor: chunk by chunk, all of them, as long as each is in its race. A race reads its
         chunks in order, whatever is recorded already and whoever computed it first; what is computed beyond its end is
         recorded and not read. The reductions must have different keys.
+
+        Raises:
+            Stopped: a stop was asked for.
         """
         description = self._executor.split(split)
         readings = {request.reduction: self._reading(description, request) for request in requests}
         tasks = _tasks(split, description.chunks, readings, shared_layers)
-        for result in self._executor.run(tasks):
+        for result in self._executor.run(itertools.takewhile(lambda _: not self._stop(), tasks)):
             reading = readings[result.task.reduction]
             self._database.add_chunk(reading.evaluation, result.task.chunk, result.scores)
             reading.put(result.task.chunk, result.scores)
+        if self._stop():
+            raise Stopped
+        for reading in readings.values():
+            if reading.hits:
+                self._database.add_hits(reading.evaluation, reading.hits)
         return tuple(reading.scores() for reading in readings.values())
 
     def _reading(self, split: SplitDescription, request: Request) -> _Reading:
@@ -82,6 +106,7 @@ class _Reading:
         self._chunks = chunks
         self._race = race
         self._recorded = recorded
+        self._found = frozenset(recorded)
         self._read = 0
         self._given_up = False
         self._advance()
@@ -89,6 +114,11 @@ class _Reading:
     def needs(self, chunk: int) -> bool:
         """Whether a chunk must still be computed."""
         return chunk not in self._recorded and not self._given_up
+
+    @property
+    def hits(self) -> int:
+        """Chunks that count and did not have to be computed."""
+        return sum(chunk < self._read for chunk in self._found)
 
     def put(self, chunk: int, scores: tuple[float, ...]) -> None:
         """Take a chunk, in any order."""

@@ -5,16 +5,16 @@ Knows: the algorithm's stages, the database and an executor. Does not know: Ray,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import optuna
 
 from scheduler_search.coordinator.baselines import record_front
-from scheduler_search.coordinator.evaluations import Evaluations
+from scheduler_search.coordinator.evaluations import Evaluations, Stopped, never
 from scheduler_search.coordinator.events import Listener, StageDecided, ignore
+from scheduler_search.coordinator.ownership import Ownership, owned
 from scheduler_search.coordinator.stage import StageRunner, explored
-from scheduler_search.errors import SchedulerSearchError
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.search import Algorithm, Explored, algorithm_for
 from scheduler_search.search.frontier import Frontier
@@ -37,27 +37,58 @@ def run_study(
     listener: Listener = ignore,
     *,
     algorithm: Algorithm | None = None,
+    ownership: Ownership | None = None,
+    take_over: bool = False,
+    stop: Callable[[], bool] = never,
 ) -> Reduction:
     """Run a study to its end, or on from where it stopped, and return the searched reduction.
 
     Args:
         algorithm: the study's, where the caller has made it already: it remembers the candidates it has laid out.
+        ownership: of the study, where the caller has it already; otherwise it is owned here, for the time of the run.
+        take_over: own it even where another coordinator is at work.
+        stop: asked before each chunk is handed out.
 
     Raises:
         SchedulerSearchError: the study is marked failed with the message; it can be resumed.
         KeyboardInterrupt: the study is marked interrupted; it can be resumed.
+        Stopped: ``stop`` was true; the chunks in flight are recorded, and the study is marked interrupted.
+        LeaseHeldError: another coordinator owns the study.
+        LeaseLostError: the study was taken over or cancelled; nothing is recorded any more.
     """
     algorithm = algorithm or make_algorithm(study.definition, executor)
-    with _recorded_state(database, study), _quiet_optuna():
-        decisions = _run_stages(database, study, executor, algorithm, listener)
+    if ownership is None:
+        with owned(database, study, take_over=take_over) as ownership:
+            return _run_owned(database, study, executor, listener, algorithm, ownership, stop)
+    return _run_owned(database, study, executor, listener, algorithm, ownership, stop)
+
+
+def _run_owned(
+    database: StudyDatabase,
+    study: StudyRecord,
+    executor: Executor,
+    listener: Listener,
+    algorithm: Algorithm,
+    ownership: Ownership,
+    stop: Callable[[], bool],
+) -> Reduction:
+    evaluations = Evaluations(database, executor, lambda: stop() or ownership.lost)
+    try:
+        with _quiet_optuna():
+            decisions = _run_stages(database, study, evaluations, algorithm, listener)
+    except Stopped:
+        ownership.check()
+        raise
+    database.set_state(study, StudyState.FINISHED)
+    database.add_log(study, "info", "finished")
     return Reduction(algorithm.final(decisions), study.definition.resolved_rule)
 
 
 def _run_stages(
-    database: StudyDatabase, study: StudyRecord, executor: Executor, algorithm: Algorithm, listener: Listener
+    database: StudyDatabase, study: StudyRecord, evaluations: Evaluations, algorithm: Algorithm, listener: Listener
 ) -> list[Decision]:
-    evaluations = Evaluations(database, executor)
     storage = optuna_storage(database)
+    database.guard(storage)
     decisions: list[Decision] = []
     earlier: list[Explored] = []
     while (stage := algorithm.next_stage(decisions)) is not None:
@@ -73,20 +104,6 @@ def _run_stages(
     if isinstance(algorithm, Frontier):
         record_front(database, study, algorithm, earlier[0], evaluations, listener)
     return decisions
-
-
-@contextmanager
-def _recorded_state(database: StudyDatabase, study: StudyRecord) -> Iterator[None]:
-    database.set_state(study, StudyState.RUNNING)
-    try:
-        yield
-    except KeyboardInterrupt:
-        database.set_state(study, StudyState.INTERRUPTED)
-        raise
-    except SchedulerSearchError as error:
-        database.set_state(study, StudyState.FAILED, error=str(error))
-        raise
-    database.set_state(study, StudyState.FINISHED)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Our tables are the truth. Every step is written to them first and to Optuna second, so that after a kill at any moment
 Optuna's trials are at most one step behind and are brought up from ours. Suggestions depend on the recorded
-observations, the seed and the stage only; a resumed stage continues exactly.
+observations, the seed and the stage only; a resumed stage continues exactly. What a trial costs does not grow with the
+number of trials before it, but for what the search itself makes of them.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from optuna.storages import BaseStorage
 
 from scheduler_search.coordinator.evaluations import Evaluations, Request
 from scheduler_search.coordinator.events import Listener, StageDecided, StageStarted, TrialFinished
-from scheduler_search.coordinator.optuna_stage import Asked, OptunaStage
+from scheduler_search.coordinator.optuna_stage import OptunaStage
 from scheduler_search.errors import DatabaseError
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.search import Explored, Observation, Stage, decide, incumbent, next_batch, observe, race_for
+from scheduler_search.search.observation import TIE
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.states import Decision, StageRecord, TrialRecord
@@ -31,7 +33,6 @@ class _Trial:
 
     number: int
     candidate: int
-    asked: Asked
     recorded: Observation | None
 
 
@@ -60,18 +61,22 @@ class StageRunner:
         self._database = database
         self._evaluations = evaluations
         self._listener = listener
-        self._optuna = OptunaStage(definition, stage, storage)
+        self._storage = storage
         self._observations: list[Observation] = []
+        self._leading: list[Observation] = []
         self._scores: dict[int, tuple[float, ...]] = {}
 
     def run(self) -> Decision:
         """Run the trials that are missing and record the decision."""
-        trials = {trial.number: trial for trial in self._database.trials(self._record)}
-        finished = sum(trial.figures is not None for trial in trials.values())
+        recorded = self._database.trials(self._record)
+        trials = {trial.number: trial for trial in recorded}
+        finished = sum(trial.figures is not None for trial in recorded)
+        optuna = OptunaStage(self._definition, self._stage, self._database, self._storage, recorded)
         self._listener(StageStarted(self._stage.name, self._stage.parameter, self._stage.trials, finished))
         while batch := self._next_batch():
-            self._run_batch(batch, trials)
-        decision = decide(self._stage, self._observations)
+            self._run_batch(batch, trials, optuna)
+        optuna.synchronise()
+        decision = decide(self._stage, self._leading)
         self._database.decide(self._record, decision)
         self._listener(StageDecided(decision))
         return decision
@@ -89,20 +94,29 @@ class StageRunner:
                 self._stage, self._observations, self._definition.seed, name=search.sampler, earlier=self._earlier
             )
 
-    def _run_batch(self, batch: Sequence[int], recorded: dict[int, TrialRecord]) -> None:
+    def _run_batch(self, batch: Sequence[int], recorded: dict[int, TrialRecord], optuna: OptunaStage) -> None:
         first = len(self._observations)
         trials = [
             self._begin(number, candidate, recorded.get(number)) for number, candidate in enumerate(batch, start=first)
         ]
+        for trial in trials:
+            optuna.begin(trial.number, trial.candidate)
         observations = self._observe([trial.candidate for trial in trials if trial.recorded is None])
         for trial in trials:
             observation = trial.recorded or observations[trial.candidate]
             if trial.recorded is None:
                 self._database.finish_trial(self._record, trial.number, observation.figures)
-            self._optuna.tell(trial.asked, observation)
+            optuna.finish(trial.number, observation)
             self._observations.append(observation)
+            self._lead(observation)
             if trial.recorded is None:
                 self._report(trial.number, observation)
+
+    def _lead(self, observation: Observation) -> None:
+        """Keep what can be decided on, and not the whole history, for the questions that every trial asks."""
+        if observation.complete:
+            top = max(one.objective for one in (observation, *self._leading))
+            self._leading = [one for one in (*self._leading, observation) if one.objective >= top - TIE]
 
     def _begin(self, number: int, candidate: int, recorded: TrialRecord | None) -> _Trial:
         if recorded is None:
@@ -118,7 +132,7 @@ class StageRunner:
             )
         figures = None if recorded is None else recorded.figures
         observation = None if figures is None else Observation.of(candidate, figures)
-        return _Trial(number, candidate, self._optuna.ask(number, candidate), observation)
+        return _Trial(number, candidate, observation)
 
     def _observe(self, candidates: Sequence[int]) -> dict[int, Observation]:
         """Score candidates that race against the best of the trials before them, not against each other."""
@@ -132,7 +146,7 @@ class StageRunner:
     def _request(self, candidate: int) -> Request:
         if not self._observations:
             return Request(self._reduction(candidate))
-        best = incumbent(self._stage, self._observations)
+        best = incumbent(self._stage, self._leading)
         best_scores, anchor_scores = self._whole_scores(best.candidate), self._whole_scores(self._stage.anchor)
         return Request(self._reduction(candidate), race_for(self._stage, candidate, best, best_scores, anchor_scores))
 
@@ -147,7 +161,7 @@ class StageRunner:
         return Reduction(self._stage.candidates[candidate].keep_rates, self._definition.resolved_rule)
 
     def _report(self, number: int, observation: Observation) -> None:
-        best = decide(self._stage, self._observations)
+        best = decide(self._stage, self._leading)
         self._listener(
             TrialFinished(
                 stage=self._stage.name,

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 
 from scheduler_search.errors import DatabaseError
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage import queries, rows
 from scheduler_search.storage.connection import Connection
 from scheduler_search.storage.refusals import contradiction
+from scheduler_search.storage.retries import retried
 from scheduler_search.storage.tables import ChunkScoreRow, EvaluationRow
+from scheduler_search.study.states import EvaluationTotals
 
 
 class Evaluations(Connection):
     """The part of ``StudyDatabase`` that is about evaluations."""
 
+    @retried
     def evaluation(self, key: str, split: str, split_digest: str, reduction: Reduction, chunks: int) -> int:
         """Identity of the evaluation with that key, recorded first where it is not there.
 
@@ -42,6 +45,7 @@ class Evaluations(Connection):
                 raise contradiction("split", recorded, (split_digest, chunks), f"evaluation {key}")
             return row.id
 
+    @retried
     def add_chunk(self, evaluation: int, chunk: int, scores: Sequence[float]) -> None:
         """Record the scores of one chunk, in the order of the split; a recorded chunk is not counted twice.
 
@@ -65,6 +69,25 @@ class Evaluations(Connection):
             elif recorded != tuple(scores):
                 raise contradiction("scores", recorded, tuple(scores), place)
 
+    @retried
+    def add_hits(self, evaluation: int, chunks: int) -> None:
+        """Count chunks of an evaluation that were read from the database where they would have been computed."""
+        with self._write() as session:
+            queries.get(session, EvaluationRow, evaluation, f"evaluation {evaluation}").hits += chunks
+
+    @retried
+    def evaluation_totals(self) -> EvaluationTotals:
+        """Over all evaluations of the database."""
+        with self._read() as session:
+            chunks = select(ChunkScoreRow.evaluation_id, ChunkScoreRow.chunk).distinct().subquery()
+            return EvaluationTotals(
+                evaluations=session.scalars(select(func.count(EvaluationRow.id))).one(),
+                chunks=session.scalars(select(func.count()).select_from(chunks)).one(),
+                samples=session.scalars(select(func.count()).select_from(ChunkScoreRow)).one(),
+                hits=session.scalars(select(func.coalesce(func.sum(EvaluationRow.hits), 0))).one(),
+            )
+
+    @retried
     def chunk_scores(self, evaluation: int) -> dict[int, tuple[float, ...]]:
         """The recorded chunks of an evaluation: scores of its samples by chunk, bit for bit as they were recorded."""
         with self._read() as session:

@@ -22,6 +22,7 @@ from scheduler_search.storage.tables import (
     EvaluationLayerRow,
     EvaluationRow,
     FrontRow,
+    LogRow,
     StageRow,
     StudyRow,
     TrialLayerRow,
@@ -29,7 +30,7 @@ from scheduler_search.storage.tables import (
 )
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.front import BaselineScore, FrontPoint
-from scheduler_search.study.states import Decision, Figures, StageRecord, StudyRecord, StudyState, TrialRecord
+from scheduler_search.study.states import Decision, Figures, LogLine, StageRecord, StudyRecord, StudyState, TrialRecord
 
 _Layer = TypeVar("_Layer", DecisionLayerRow, TrialLayerRow)
 
@@ -45,7 +46,16 @@ def study_record(row: StudyRow) -> StudyRecord:
         error=row.error,
         created=_utc(row.created),
         changed=_utc(row.changed),
+        traceback=row.traceback,
+        priority=row.priority,
+        attempts=row.attempts,
+        owner=row.owner,
     )
+
+
+def log_line(row: LogRow) -> LogLine:
+    """The line of a log that a row holds."""
+    return LogLine(_utc(row.written), row.level, row.text)
 
 
 def stage_record(row: StageRow) -> StageRecord:

@@ -62,6 +62,14 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """Who holds the lease of a study; ``silent_seconds`` ago by the database's clock it was renewed."""
+
+    owner: str
+    silent_seconds: float
+
+
+@dataclass(frozen=True)
 class LogLine:
     """One line of a study's log; ``level`` is ``info``, ``warning`` or ``error``, ``written`` the database's clock."""
 
@@ -172,3 +180,18 @@ class StudyRecord:
     priority: int = 0
     attempts: int = 0
     owner: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationTotals:
+    """How much was computed in a database, and how much of it was asked for again.
+
+    Args:
+        chunks: that were computed; ``samples`` are theirs.
+        hits: chunks that were read from the database instead of being computed again.
+    """
+
+    evaluations: int
+    chunks: int
+    samples: int
+    hits: int
