@@ -1,6 +1,7 @@
 """An open study database: its connections, its schema, and the two kinds of transaction.
 
-Knows: when the schema is made, and that reading never waits for writing. Does not know: what is recorded.
+Knows: when the schema is made, that reading never waits for writing, and that a lost connection is made again. Does not
+know: what is recorded.
 """
 
 from __future__ import annotations
@@ -8,66 +9,65 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import sqlalchemy
 from sqlalchemy.engine import URL
 from sqlalchemy.orm import Session
 
 from scheduler_search.errors import DatabaseError
-from scheduler_search.storage.engine import (
-    READ_ONLY,
-    database_errors,
-    make_engine,
-    parse_url,
-    require_file,
-    shown,
-    use_write_ahead_log,
-)
-from scheduler_search.storage.schema import create_schema, is_ready
+from scheduler_search.storage.engine import database_errors, make_engine, parse_url, server_of, shown
+from scheduler_search.storage.retries import retry
+from scheduler_search.storage.schema import is_ready, make_schema, missing_schema, upgrade_schema
+
+RECONNECT_SECONDS = 60.0
+
+_R = TypeVar("_R")
 
 
 class Connection:
     """Made with ``open``; a context manager that closes it."""
 
-    def __init__(self, url: URL, engine: sqlalchemy.Engine) -> None:
+    def __init__(self, url: URL, engine: sqlalchemy.Engine, reconnect_seconds: float = RECONNECT_SECONDS) -> None:
         self.url = url
+        self._server = server_of(url)
         self._engine = engine
-        self._reader = engine.execution_options(**{READ_ONLY: True})
+        self._reader = self._server.reader(engine)
+        self._reconnect_seconds = reconnect_seconds
         self._resources = ExitStack()
         self._resources.callback(engine.dispose)
 
     @classmethod
-    def open(cls, url: str, *, create: bool = True) -> Self:
-        """Open the database at ``url``, with our schema created where there is none.
+    def open(cls, url: str, *, create: bool = True, reconnect_seconds: float = RECONNECT_SECONDS) -> Self:
+        """Open the database at ``url``, with our schema created where the database is empty.
 
         Args:
-            create: whether a missing file may be created.
+            create: whether a missing file, and our schema in an empty database, may be created.
+            reconnect_seconds: how long a method waits for a server that went away after this.
 
         Raises:
-            DatabaseError: bad URL, unwritable folder, not a database, of another program, newer, or left half made.
+            DatabaseError: bad URL, unreachable server, unwritable folder, not a database, of another program, older,
+                newer, or left half made.
         """
         parsed = parse_url(url)
-        require_file(parsed, may_create=create)
-        database = cls(parsed, make_engine(parsed))
+        server_of(parsed).require(parsed, may_create=create)
+        database = cls(parsed, make_engine(parsed), reconnect_seconds)
         try:
             with database_errors(parsed):
-                database._prepare()
+                database._prepare(may_create=create)
         except DatabaseError:
             database.close()
             raise
         return database
 
-    def _prepare(self) -> None:
+    def _prepare(self, *, may_create: bool) -> None:
         place = shown(self.url)
         with self._reader.begin() as connection:
             if is_ready(connection, place):
                 return
-        use_write_ahead_log(self._engine)
-        with self._engine.begin() as connection:
-            # Asked again under the write lock: another process may have made the schema in the meantime.
-            if not is_ready(connection, place):
-                create_schema(connection)
+        if not may_create:
+            raise missing_schema(place)
+        make_schema(self._server, self._engine)
 
     def close(self) -> None:
         """Close all connections."""
@@ -85,6 +85,20 @@ class Connection:
     ) -> None:
         self.close()
 
+    def retrying(self, operation: Callable[[], _R]) -> _R:
+        """The result of ``operation``, done again while the server is away; it must bear being done twice.
+
+        Raises:
+            DatabaseError: the server did not come back within ``reconnect_seconds``.
+        """
+        return retry(operation, self._reconnect_seconds)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from making tables meanwhile, where that does not stop Optuna from making its own."""
+        with self._server.alone(self._engine):
+            yield
+
     @contextmanager
     def _write(self) -> Iterator[Session]:
         with database_errors(self.url), Session(self._engine) as session, session.begin():
@@ -94,3 +108,38 @@ class Connection:
     def _read(self) -> Iterator[Session]:
         with database_errors(self.url), Session(self._reader) as session, session.begin():
             yield session
+
+
+def database_exists(url: str) -> bool:
+    """Whether there is a study database at ``url``; creates nothing.
+
+    Raises:
+        DatabaseError: as ``StudyDatabase.open`` where there is something else.
+    """
+    parsed = parse_url(url)
+    server = server_of(parsed)
+    if not server.exists(parsed):
+        return False
+    engine = make_engine(parsed)
+    try:
+        with database_errors(parsed), server.reader(engine).begin() as connection:
+            return is_ready(connection, shown(parsed))
+    finally:
+        engine.dispose()
+
+
+def upgrade_database(url: str) -> tuple[str, str]:
+    """Bring a database that an older program wrote to the newest schema; its old and its new version.
+
+    Raises:
+        DatabaseError: there is no study database, or it is newer, foreign or half made; nothing was changed.
+    """
+    parsed = parse_url(url)
+    server = server_of(parsed)
+    server.require(parsed, may_create=False)
+    engine = make_engine(parsed)
+    try:
+        with database_errors(parsed):
+            return upgrade_schema(server, engine)
+    finally:
+        engine.dispose()

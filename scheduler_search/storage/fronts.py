@@ -12,6 +12,7 @@ from sqlalchemy import Select, select
 from scheduler_search.storage import rows
 from scheduler_search.storage.connection import Connection
 from scheduler_search.storage.refusals import contradiction
+from scheduler_search.storage.retries import retried
 from scheduler_search.storage.tables import BaselineRow, FrontRow
 from scheduler_search.study.front import BaselineScore, FrontPoint
 from scheduler_search.study.states import StudyRecord
@@ -20,6 +21,7 @@ from scheduler_search.study.states import StudyRecord
 class Fronts(Connection):
     """The part of ``StudyDatabase`` that is about fronts."""
 
+    @retried
     def record_front(self, study: StudyRecord, points: Sequence[FrontPoint]) -> None:
         """Record all points of a front; DatabaseError where others are recorded."""
         for point in points:
@@ -31,11 +33,13 @@ class Fronts(Connection):
             elif recorded != list(points):
                 raise contradiction("front", recorded, list(points), f"study {study.name!r}")
 
+    @retried
     def front(self, study: StudyRecord) -> list[FrontPoint]:
         """The recorded points, in the order in which they were given; none where there is no front."""
         with self._read() as session:
             return [rows.front_point(row) for row in session.scalars(_points(study))]
 
+    @retried
     def record_baselines(self, study: StudyRecord, scores: Sequence[BaselineScore]) -> None:
         """Record the scores of all baselines; DatabaseError where others are recorded."""
         for score in scores:
@@ -47,6 +51,7 @@ class Fronts(Connection):
             elif recorded != list(scores):
                 raise contradiction("baselines", recorded, list(scores), f"study {study.name!r}")
 
+    @retried
     def baselines(self, study: StudyRecord) -> list[BaselineScore]:
         """The recorded scores, in the order in which they were given."""
         with self._read() as session:

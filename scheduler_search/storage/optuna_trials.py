@@ -1,11 +1,14 @@
 """Optuna's storage in the same database as our tables, under the same durability settings.
 
-Knows: how Optuna's tables come to be. Does not know: the trials in them, which follow ours.
+Knows: how Optuna's tables come to be, and how its storage words the failures of a database. Does not know: the trials
+in it, which follow ours.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sqlalchemy import event
@@ -13,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from scheduler_search.errors import DatabaseError
 from scheduler_search.storage.database import StudyDatabase
-from scheduler_search.storage.engine import BUSY_SECONDS, database_errors, set_pragmas, shown
+from scheduler_search.storage.engine import database_errors, server_of, shown
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -28,13 +31,31 @@ def optuna_storage(database: StudyDatabase) -> RDBStorage:
     Raises:
         DatabaseError: the database cannot be written, or another version of Optuna wrote its tables.
     """
-    with database_errors(database.url):
-        storage = _open(database)
-    event.listen(storage.engine, "connect", set_pragmas)
+    storage = database.retrying(lambda: _opened(database))
+    event.listen(storage.engine, "connect", server_of(database.url).configure)
     # Drop the connections that Optuna opened before the listener was there.
     _close(storage)
     database.close_later(lambda: _close(storage))
     return storage
+
+
+@contextmanager
+def optuna_errors(database: StudyDatabase) -> Iterator[None]:
+    """Turn what Optuna's storage raises of the database into DatabaseError; ConnectionLostError where it went away."""
+    from optuna.exceptions import StorageInternalError
+
+    with database_errors(database.url):
+        try:
+            yield
+        except StorageInternalError as error:
+            if isinstance(error.__cause__, DBAPIError):
+                raise error.__cause__ from error
+            raise
+
+
+def _opened(database: StudyDatabase) -> RDBStorage:
+    with optuna_errors(database), database.alone():
+        return _open(database)
 
 
 def _open(database: StudyDatabase) -> RDBStorage:
@@ -45,7 +66,7 @@ def _open(database: StudyDatabase) -> RDBStorage:
     url = database.url.render_as_string(hide_password=False)
     for attempt in range(_ATTEMPTS):
         try:
-            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})
+            return RDBStorage(url, engine_kwargs=server_of(database.url).engine_options())
         except DBAPIError as error:
             raced = isinstance(error, IntegrityError) or "already exists" in str(error.orig)
             if not raced or attempt == _ATTEMPTS - 1:

@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from scheduler_search.storage import queries
 from scheduler_search.storage.connection import Connection
 from scheduler_search.storage.refusals import contradiction
+from scheduler_search.storage.retries import retried
 from scheduler_search.storage.tables import ScheduleRow
 from scheduler_search.study.states import StudyRecord
 
@@ -17,6 +18,7 @@ from scheduler_search.study.states import StudyRecord
 class Schedules(Connection):
     """The part of ``StudyDatabase`` that is about schedules."""
 
+    @retried
     def record_schedule(
         self,
         study: StudyRecord,
@@ -55,12 +57,14 @@ class Schedules(Connection):
             row.document, row.digest = document, digest
             row.max_drop, row.loss_limit, row.exported = max_drop, loss_limit, func.now()
 
+    @retried
     def schedule(self, study: StudyRecord, version: int | None = None, *, target: str = "") -> str | None:
         """The recorded schedule document, the one of the newest version by default; None where there is none."""
         with self._read() as session:
             row = session.scalar(queries.schedule(study, version, target))
             return None if row is None else row.document
 
+    @retried
     def exported_targets(self, study: StudyRecord) -> list[str]:
         """What was exported of a study, in alphabetical order; ``[""]`` is the one schedule that it decided on."""
         with self._read() as session:

@@ -1,15 +1,24 @@
-"""Creating our schema in an empty database, and refusing a database that is not ours.
+"""Making and upgrading our schema, and refusing a database that is not ours.
 
-Knows: which tables are ours, which are Optuna's, and the version of ours. Does not know: what is in them.
+Knows: which tables are ours, which are Optuna's, and the versions of ours. Does not know: what is in them, or what
+changed between two versions (``migrations``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import sqlalchemy
-from sqlalchemy import insert, inspect, select
+from sqlalchemy import inspect, text
 
 from scheduler_search.errors import DatabaseError
-from scheduler_search.storage.tables import SCHEMA_VERSION, Table, VersionRow
+from scheduler_search.storage.server import Server, shown
+from scheduler_search.storage.tables import Table
+
+# Oldest first. Alembic, which keeps them too, must not be imported just to open a database; a test holds them equal.
+VERSIONS = ("0001",)
+VERSION_TABLE = "scheduler_search_version"
+VERSION_COLUMN = "version_num"
 
 # Optuna must not be imported just to open a database; a test holds this list equal to Optuna's own.
 OPTUNA_TABLES = frozenset(
@@ -35,25 +44,81 @@ def is_ready(connection: sqlalchemy.Connection, place: str) -> bool:
     """Whether our schema is there; False for a database that is empty or holds Optuna's tables only.
 
     Raises:
-        DatabaseError: the database belongs to something else, is newer, or was left half made.
+        DatabaseError: the database belongs to something else, is older or newer, or was left half made.
     """
-    present = set(inspect(connection).get_table_names())
-    ours = set(Table.metadata.tables)
-    if not present & ours:
-        _refuse_foreign(present, place)
+    version = recorded_version(connection, place)
+    if version is None:
         return False
-    if VersionRow.__tablename__ not in present:
-        raise _half_made(f"no table {VersionRow.__tablename__}", place)
-    _check_version(list(connection.scalars(select(VersionRow.version))), place)
-    if ours - present:
-        raise _half_made(f"no table {min(ours - present)}", place)
+    if version != VERSIONS[-1]:
+        raise DatabaseError(
+            f"this version of the study database must be {VERSIONS[-1]}",
+            actual=f"the older {version}",
+            place=place,
+            remedy="run `scheduler-search database upgrade`, after a backup",
+        )
+    missing = set(Table.metadata.tables) - set(inspect(connection).get_table_names())
+    if missing:
+        raise _half_made(f"no table {min(missing)}", place)
     return True
 
 
-def create_schema(connection: sqlalchemy.Connection) -> None:
-    """Create all our tables and the version row in the transaction of ``connection``."""
-    Table.metadata.create_all(connection, checkfirst=False)
-    connection.execute(insert(VersionRow).values(version=SCHEMA_VERSION))
+def recorded_version(connection: sqlalchemy.Connection, place: str) -> str | None:
+    """One of VERSIONS; None for a database that is empty or holds Optuna's tables only.
+
+    Raises:
+        DatabaseError: the database belongs to something else, is newer, or was left half made.
+    """
+    inspector = inspect(connection)
+    present = set(inspector.get_table_names())
+    if not present & {VERSION_TABLE, *Table.metadata.tables}:
+        _refuse_foreign(present, place)
+        return None
+    if VERSION_TABLE not in present:
+        raise _half_made(f"no table {VERSION_TABLE}", place)
+    if VERSION_COLUMN not in {column["name"] for column in inspector.get_columns(VERSION_TABLE)}:
+        raise _half_made("the tables of a program that was never released", place)
+    versions = list(connection.scalars(text(f"SELECT {VERSION_COLUMN} FROM {VERSION_TABLE}")))
+    return _known_version(versions, place)
+
+
+def make_schema(server: Server, engine: sqlalchemy.Engine) -> None:
+    """Make our tables in an empty database, unless another process has made them in the meantime."""
+    place = shown(engine.url)
+    server.prepare(engine)
+    with server.migrating(engine) as connection:
+        # Asked again under the write lock.
+        if not is_ready(connection, place):
+            _migrate(connection)
+
+
+def upgrade_schema(server: Server, engine: sqlalchemy.Engine) -> tuple[str, str]:
+    """Bring our tables to the newest version; the version that they had, and the newest.
+
+    Raises:
+        DatabaseError: the database is empty, newer, foreign or half made; nothing was changed.
+    """
+    place = shown(engine.url)
+    with server.migrating(engine) as connection:
+        version = recorded_version(connection, place)
+        if version is None:
+            raise missing_schema(place)
+        if version != VERSIONS[-1]:
+            _migrate(connection)
+        is_ready(connection, place)
+    return version, VERSIONS[-1]
+
+
+def missing_schema(place: str) -> DatabaseError:
+    """The error of reading an empty database."""
+    remedy = "launch a study, or run `scheduler-search database init`"
+    return DatabaseError("the study database must exist", actual="an empty database", place=place, remedy=remedy)
+
+
+def _migrate(connection: sqlalchemy.Connection) -> None:
+    # Imported here and not at the top: commands that only read the study database must start quickly.
+    from scheduler_search.storage.migrations import migrate
+
+    migrate(connection)
 
 
 def _refuse_foreign(present: set[str], place: str) -> None:
@@ -67,16 +132,17 @@ def _refuse_foreign(present: set[str], place: str) -> None:
         )
 
 
-def _check_version(versions: list[int], place: str) -> None:
+def _known_version(versions: Sequence[str], place: str) -> str:
     if len(versions) != 1:
         raise _half_made(f"{len(versions)} version rows", place)
-    if versions[0] != SCHEMA_VERSION:
+    if versions[0] not in VERSIONS:
         raise DatabaseError(
-            f"this program reads version {SCHEMA_VERSION} of the study database",
+            f"this program reads version {VERSIONS[-1]} of the study database",
             actual=f"version {versions[0]}",
             place=place,
             remedy="use the program that wrote it, or a newer one",
         )
+    return versions[0]
 
 
 def _half_made(actual: str, place: str) -> DatabaseError:

@@ -14,6 +14,7 @@ from scheduler_search.errors import DatabaseError, StudyConflictError
 from scheduler_search.storage import queries, rows
 from scheduler_search.storage.connection import Connection
 from scheduler_search.storage.refusals import contradiction
+from scheduler_search.storage.retries import retried
 from scheduler_search.storage.tables import StageRow, TrialLayerRow, TrialRow
 from scheduler_search.study.states import Decision, Figures, StageRecord, StudyRecord, TrialRecord
 
@@ -21,6 +22,7 @@ from scheduler_search.study.states import Decision, Figures, StageRecord, StudyR
 class Stages(Connection):
     """The part of ``StudyDatabase`` that is about stages and trials."""
 
+    @retried
     def stage(self, study: StudyRecord, index: int, name: str, domain_digest: str) -> StageRecord:
         """The stage with that 0-based index, recorded first where it is not there.
 
@@ -43,12 +45,14 @@ class Stages(Connection):
                 )
             return rows.stage_record(row)
 
+    @retried
     def stages(self, study: StudyRecord) -> list[StageRecord]:
         """The recorded stages of a study in order, with their decisions."""
         with self._read() as session:
             query = select(StageRow).where(StageRow.study_id == study.id).order_by(StageRow.stage)
             return [rows.stage_record(row) for row in session.scalars(query)]
 
+    @retried
     def decide(self, stage: StageRecord, decision: Decision) -> None:
         """Record the decision of a stage; DatabaseError where another one is recorded."""
         place = f"stage {stage.name!r}"
@@ -62,6 +66,7 @@ class Stages(Connection):
             elif recorded != decision:
                 raise contradiction("decision", recorded.candidate, decision.candidate, place)
 
+    @retried
     def begin_trial(
         self, stage: StageRecord, number: int, candidate: int, keep_rates: Sequence[float], evaluation_key: str
     ) -> None:
@@ -81,6 +86,7 @@ class Stages(Connection):
             if _asked(recorded) != _asked(asked):
                 raise contradiction("candidate", recorded.candidate, candidate, _trial_place(stage, number))
 
+    @retried
     def finish_trial(self, stage: StageRecord, number: int, figures: Figures) -> None:
         """Record the figures of a running trial, and that it is complete, or stopped where they are over fewer samples.
 
@@ -100,6 +106,7 @@ class Stages(Connection):
             elif recorded != figures:
                 raise contradiction("figures", recorded, figures, place)
 
+    @retried
     def trials(self, stage: StageRecord) -> list[TrialRecord]:
         """The recorded trials of a stage, by number."""
         with self._read() as session:

@@ -25,8 +25,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from scheduler_search.study.states import StudyState
 
-SCHEMA_VERSION = 2
-
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
     "uq": "uq_%(table_name)s_%(column_0_name)s",
@@ -51,18 +49,11 @@ class Table(DeclarativeBase):
     metadata = MetaData(naming_convention=_NAMES)
 
 
-class VersionRow(Table):
-    """One row: the version of this schema."""
-
-    __tablename__ = "scheduler_search_version"
-    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-
-
 class StudyRow(Table):
     """A study: its definition as JSON text, where it stands, and who runs it.
 
-    ``owner`` and ``heartbeat`` (seconds of the database's clock) are null while nobody holds the lease; ``epoch`` counts
-    the leases that there were, and the cancellations.
+    ``owner`` and ``heartbeat`` (seconds of the database's clock) are null while nobody holds the lease; ``epoch``
+    counts the leases that there were, and the cancellations.
     """
 
     __tablename__ = "search_studies"
@@ -243,7 +234,7 @@ class ModelRow(Table):
 
     __tablename__ = "search_models"
     study_id: Mapped[int] = _owner("search_studies.id", primary_key=True)
-    id: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
     revision: Mapped[str] = mapped_column(Text)
     architecture: Mapped[str] = mapped_column(Text)
     decoder_layers: Mapped[int]

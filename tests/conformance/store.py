@@ -35,6 +35,8 @@ RATES = (1.0, 1.0, 1 / 3, 0.1)
 REDUCTION = Reduction(RATES, make_rule("attention-rank"))
 DECISION = Decision(0, "layer 3", 21, "keep_rate", 1 / 3, RATES, 0.9, 0.9 - 0.01 / 3)
 FIGURES = Figures(0.1 + 0.2, -1 / 3, 1e-17, 0.29, samples=40, total=40)
+# The database is the same for all examples of a property, and the property the same for all servers.
+_SHARED = (HealthCheck.function_scoped_fixture, HealthCheck.differing_executors)
 MEASURED = ("score", "difference", "variance", "objective")
 
 
@@ -294,7 +296,7 @@ class StoreConformance:
             database.evaluation("sha256:key", "search", digest, REDUCTION, chunks)
 
     @given(chunks=st.dictionaries(st.integers(0, 3), st.lists(st.floats(0, 1), min_size=1, max_size=40), min_size=1))
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, deadline=None, suppress_health_check=_SHARED)
     def test_chunks_come_back_bit_for_bit(self, database: StudyDatabase, chunks: dict[int, list[float]]) -> None:
         # A new key for every example, since the database is the same for all of them.
         evaluation = database.evaluation(f"sha256:{uuid.uuid4()}", "search", "sha256:data", REDUCTION, 4)
