@@ -100,6 +100,10 @@ class LeaseLostError(DatabaseError):
     """The study was taken over or cancelled; nothing was written since."""
 
 
+class NotRecordedError(DatabaseError):
+    """What was asked for must be computed first."""
+
+
 class SearchError(SchedulerSearchError):
     """A search was asked for something that its recorded state does not allow."""
 

@@ -61,6 +61,7 @@ def _check_split(definition: StudyDefinition, split: SplitName) -> None:
 def _document(
     path: Path, document: ScheduleDocument, split: SplitName, comparison: Comparison, executor: Executor
 ) -> dict[str, object]:
+    times = comparison.prefill_milliseconds
     return {
         "schedule": path.name,
         "digest": document.digest,
@@ -72,7 +73,7 @@ def _document(
         "tflops": comparison.tflops.model_dump(),
         "kv_cache_ratio": comparison.kv_cache_ratio,
         "vision_kv_cache_ratio": comparison.vision_kv_cache_ratio,
-        "prefill_milliseconds": comparison.prefill_milliseconds.model_dump(),
+        "prefill_milliseconds": times.model_dump() if times else None,
         "keep_rates": list(document.schedule.reduction.keep_rates),
         "environment": dict(executor.model().environment),
     }
@@ -81,7 +82,7 @@ def _document(
 def _print(document: ScheduleDocument, split: SplitName, comparison: Comparison) -> None:
     console = Console()
     console.print(bar_chart(document.schedule.reduction.keep_rates))
-    time, tflops = comparison.prefill_milliseconds, comparison.tflops
+    tflops = comparison.tflops
     full, reduced = comparison.unreduced, comparison.reduced
     rows = [
         (
@@ -98,14 +99,17 @@ def _print(document: ScheduleDocument, split: SplitName, comparison: Comparison)
         ),
         ("KV cache", "1", "", f"{comparison.kv_cache_ratio:.3f}"),
         ("KV cache of vision tokens", "1", "", f"{comparison.vision_kv_cache_ratio:.3f}"),
-        (
-            "prefill of one chunk, ms",
-            f"{time.unreduced:.1f}",
-            f"{time.reduced:.1f}",
-            f"{time.reduced / time.unreduced:.3f}",
-        ),
+        *_times(comparison),
     ]
-    title = f"{document.schedule.model.id} on the {split} split, {comparison.samples} samples, {time.device}"
+    title = f"{document.schedule.model.id} on the {split} split, {comparison.samples} samples"
     console.print(plain_table(title, ("", "unreduced", "reduced", "ratio"), rows))
     difference = comparison.difference
     console.print(f"reduced minus unreduced, paired, 95 % interval: {interval(difference.mean, *difference.interval)}")
+
+
+def _times(comparison: Comparison) -> list[tuple[str, str, str, str]]:
+    times = comparison.prefill_milliseconds
+    if times is None:
+        return []
+    ratio = f"{times.reduced / times.unreduced:.3f}"
+    return [(f"prefill of one chunk, ms, {times.device}", f"{times.unreduced:.1f}", f"{times.reduced:.1f}", ratio)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +11,16 @@ from rich.console import Console
 
 from scheduler_search.cli.front import print_expectation
 from scheduler_search.cli.render import interval, plain_table
+from scheduler_search.errors import DataError, ExportError, ModelError, NotRecordedError
 
 if TYPE_CHECKING:
     from scheduler_search.schedule.document import ScheduleDocument
     from scheduler_search.schedule.record import Measured
+    from scheduler_search.schedule.values import Reduction
     from scheduler_search.search.target import Target
     from scheduler_search.storage import StudyDatabase
     from scheduler_search.study.states import StudyRecord
+    from scheduler_search.study.values import Executor
 
 _SOFTWARE = ("scheduler-search", "torch", "transformers", "optuna", "botorch", "gpytorch")
 
@@ -50,44 +54,66 @@ def export_schedule(
         check_validated(study, allow_unvalidated)
         document = None if replace else recorded_document(database, study, label)
         if document is None:
-            document = _measured_document(database, study, target)
+            with Console(stderr=True).status("measuring on the validation split"):
+                document = _measured_document(database, study, target, again=replace)
         print_expectation(document)
         _print_measurement(document)
         path = publish(database, study, document, out, max_drop=max_drop, replace=replace, target=label)
     Console().print(f"wrote {path}", soft_wrap=True)
 
 
-def _measured_document(database: StudyDatabase, study: StudyRecord, target: Target | None) -> ScheduleDocument:
-    from scheduler_search.coordinator import Evaluations
+def _measured_document(
+    database: StudyDatabase, study: StudyRecord, target: Target | None, *, again: bool
+) -> ScheduleDocument:
+    """From the database alone where all that takes is recorded, unless asked ``again``; else with model and data."""
+    from scheduler_search.coordinator import RecordedExecutor, TimedExecutor, record_descriptions
     from scheduler_search.evaluation import LocalExecutor
-    from scheduler_search.export import (
-        chosen,
-        freeze,
-        measure,
-        parameters_of,
-        reduction_of,
-        searched_reduction,
-    )
+    from scheduler_search.export import searched_reduction
+
+    decided = searched_reduction(database, study)
+    if not again:
+        with suppress(NotRecordedError):
+            return _document(database, study, decided, target, RecordedExecutor(database, study))
+    try:
+        executor = LocalExecutor(study.definition)
+        record_descriptions(database, study, executor)
+    except (ModelError, DataError) as error:
+        raise ExportError(
+            "an export needs the model and the data of its study, unless its validation is recorded",
+            actual=str(error),
+            place=f"study {study.name!r}",
+            remedy="export it where both are, once; from then on the database is enough",
+        ) from error
+    return _document(database, study, decided, target, TimedExecutor(database, executor, again=again))
+
+
+def _document(
+    database: StudyDatabase, study: StudyRecord, reduction: Reduction, target: Target | None, executor: Executor
+) -> ScheduleDocument:
+    from scheduler_search.coordinator import Evaluations
+    from scheduler_search.export import chosen, freeze, measure, parameters_of, reduction_of
 
     definition = study.definition
-    reduction = searched_reduction(database, study)
     measured, found = None, None
-    with Console(stderr=True).status("measuring on the validation split"):
-        executor = LocalExecutor(definition)
-        if target is not None:
-            choice = chosen(database, study, executor, target)
-            reduction, found = reduction_of(study, choice), parameters_of(target, choice)
-        if definition.data.validation is not None:
-            measured = measure(
-                reduction,
-                metric=definition.data.metric,
-                first_layer=definition.search.first_layer,
-                seed=definition.seed,
-                executor=executor,
-                scores=Evaluations(database, executor).scores,
-            )
-        software = {distribution: version(distribution) for distribution in _SOFTWARE}
-        return freeze(study, reduction, measured, executor, software, found)
+    if target is not None:
+        choice = chosen(database, study, executor, target)
+        reduction, found = reduction_of(study, choice), parameters_of(target, choice)
+    if definition.data.validation is not None:
+        measured = measure(
+            reduction,
+            metric=definition.data.metric,
+            first_layer=definition.search.first_layer,
+            seed=definition.seed,
+            executor=executor,
+            scores=Evaluations(database, executor).scores,
+        )
+    return freeze(study, reduction, measured, executor, _software(executor), found)
+
+
+def _software(executor: Executor) -> dict[str, str]:
+    """Versions of what is installed, and of what ran the model."""
+    ran = dict(executor.model().environment)
+    return {name: ran.get(name) or version(name) for name in _SOFTWARE}
 
 
 def _print_measurement(document: ScheduleDocument) -> None:

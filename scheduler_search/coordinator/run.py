@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import optuna
 
 from scheduler_search.coordinator.baselines import record_front
+from scheduler_search.coordinator.descriptions import record_descriptions
 from scheduler_search.coordinator.evaluations import Evaluations, Stopped, never
 from scheduler_search.coordinator.events import Listener, StageDecided, ignore
 from scheduler_search.coordinator.ownership import Ownership, owned
@@ -72,6 +73,7 @@ def _run_owned(
     ownership: Ownership,
     stop: Callable[[], bool],
 ) -> Reduction:
+    record_descriptions(database, study, executor)
     evaluations = Evaluations(database, executor, lambda: stop() or ownership.lost)
     try:
         with _quiet_optuna():

@@ -33,7 +33,8 @@ _TERA = 1e12
 class Comparison:
     """A reduction against the unreduced model over one split.
 
-    ``difference`` is reduced minus unreduced; FLOPs are means over the samples, milliseconds are those of one chunk.
+    ``difference`` is reduced minus unreduced; FLOPs are means over the samples, milliseconds are those of one
+    chunk, None where the executor has none.
     """
 
     samples: int
@@ -43,7 +44,7 @@ class Comparison:
     tflops: PrefillTeraflops
     kv_cache_ratio: float
     vision_kv_cache_ratio: float
-    prefill_milliseconds: PrefillMilliseconds
+    prefill_milliseconds: PrefillMilliseconds | None
 
 
 def unreduced(reduction: Reduction) -> Reduction:
@@ -65,9 +66,7 @@ def compare(reduction: Reduction, split: SplitName, executor: Executor, scores: 
         tflops=_teraflops(executor.model(), description, reduction, full),
         kv_cache_ratio=_mean_kv_cache_ratio(reduction, description),
         vision_kv_cache_ratio=fmean(vision_kv_cache_ratio(reduction.keep_rates, n) for n in description.vision_tokens),
-        prefill_milliseconds=PrefillMilliseconds(
-            device=dict(executor.model().environment)["device"], reduced=milliseconds[0], unreduced=milliseconds[1]
-        ),
+        prefill_milliseconds=_times(executor.model(), milliseconds),
     )
 
 
@@ -110,6 +109,13 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
 def _estimate(scores: Sequence[float]) -> Estimate:
     mean = mean_score(scores)
     return Estimate(score=mean.value, standard_error=mean.standard_error)
+
+
+def _times(model: ModelDescription, milliseconds: Sequence[float]) -> PrefillMilliseconds | None:
+    if not milliseconds:
+        return None
+    reduced, full = milliseconds
+    return PrefillMilliseconds(device=dict(model.environment)["device"], reduced=reduced, unreduced=full)
 
 
 def _teraflops(

@@ -96,7 +96,7 @@ class Executor(Protocol):
         """
 
     def prefill_milliseconds(self, split: SplitName, reductions: Sequence[Reduction]) -> tuple[float, ...]:
-        """Median wall time of one chunk's prefill under each reduction, measured side by side."""
+        """Median wall time of one chunk's prefill under each reduction, measured side by side; () if none can be."""
 
     def close(self) -> None:
         """Release the model and its stores."""
