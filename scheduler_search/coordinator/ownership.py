@@ -88,6 +88,7 @@ def owned(
     lease: Lease | None = None,
     take_over: bool = False,
     stopped: StudyState = StudyState.INTERRUPTED,
+    failed: StudyState = StudyState.FAILED,
     beat_seconds: float = BEAT_SECONDS,
 ) -> Iterator[Ownership]:
     """Own a study, which is running meanwhile; what ended it is recorded, unless the lease was lost.
@@ -96,6 +97,7 @@ def owned(
         lease: claimed already; otherwise the study is claimed here.
         take_over: claim it from an owner that is still there.
         stopped: its state where a stop was asked for; ``QUEUED`` leaves it to another coordinator.
+        failed: its state where an error ended it; ``QUEUED`` lets it be tried again.
 
     Raises:
         LeaseHeldError: another coordinator owns it.
@@ -106,7 +108,7 @@ def owned(
         with database.holding(lease), Heartbeat(database, lease, beat_seconds) as heartbeat:
             database.set_state(study, StudyState.RUNNING)
             database.add_log(study, "info", f"taken up by {lease.owner}")
-            with _Ending(database, study, stopped):
+            with _Ending(database, study, stopped, failed):
                 yield Ownership(lease, heartbeat)
     finally:
         # A lease that cannot be released falls silent by itself.
@@ -117,10 +119,11 @@ def owned(
 class _Ending:
     """Records why a run ended early."""
 
-    def __init__(self, database: StudyDatabase, study: StudyRecord, stopped: StudyState) -> None:
+    def __init__(self, database: StudyDatabase, study: StudyRecord, stopped: StudyState, failed: StudyState) -> None:
         self._database = database
         self._study = study
         self._stopped = stopped
+        self._failed = failed
 
     def __enter__(self) -> None:
         return None
@@ -147,7 +150,7 @@ class _Ending:
     def _fail(self, error: Exception) -> None:
         text = str(error) if isinstance(error, SchedulerSearchError) else f"{type(error).__name__}: {error}"
         trace = "".join(traceback.format_exception(error))
-        self._database.set_state(self._study, StudyState.FAILED, text, trace)
+        self._database.set_state(self._study, self._failed, text, trace)
         self._database.add_log(self._study, "error", text)
 
 

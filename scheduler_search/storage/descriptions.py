@@ -17,6 +17,7 @@ from scheduler_search.schedule.cost import DecoderShape, ModelShape, VisionShape
 from scheduler_search.schedule.values import ModelIdentity
 from scheduler_search.storage import rows
 from scheduler_search.storage.connection import Connection
+from scheduler_search.storage.retries import retried
 from scheduler_search.storage.tables import EvaluationRow, ModelRow, PrefillRow, SplitRow, SplitSampleRow
 from scheduler_search.study.states import StudyRecord
 from scheduler_search.study.values import ModelDescription, SplitDescription, SplitName
@@ -25,6 +26,7 @@ from scheduler_search.study.values import ModelDescription, SplitDescription, Sp
 class Descriptions(Connection):
     """The part of ``StudyDatabase`` that is about models, splits and times."""
 
+    @retried
     def describe_model(self, study: StudyRecord, model: ModelDescription) -> None:
         """Record the model of a study in the place of what was recorded of it."""
         with self._write() as session:
@@ -32,11 +34,13 @@ class Descriptions(Connection):
                 session.execute(delete(ModelRow).where(ModelRow.study_id == study.id))
                 session.add(_model_row(study, model))
 
+    @retried
     def model_description(self, study: StudyRecord) -> ModelDescription | None:
         """The recorded model of a study; None where none was loaded yet."""
         with self._read() as session:
             return _model(session, study)
 
+    @retried
     def describe_split(self, study: StudyRecord, split: SplitDescription) -> None:
         """Record a split of a study in the place of what was recorded of it."""
         with self._write() as session:
@@ -54,11 +58,13 @@ class Descriptions(Connection):
                 session.flush()
                 session.execute(insert(SplitSampleRow), _samples(study, split))
 
+    @retried
     def split_description(self, study: StudyRecord, name: SplitName) -> SplitDescription | None:
         """The recorded split of a study; None where it was not prepared yet."""
         with self._read() as session:
             return _split(session, study, name)
 
+    @retried
     def record_prefill(self, key: str, reduced: float, unreduced: float) -> None:
         """Record the milliseconds of a prefill in the place of what was recorded of the evaluation with that key."""
         rows.require_finite(reduced=reduced, unreduced=unreduced)
@@ -69,6 +75,7 @@ class Descriptions(Connection):
             session.execute(delete(PrefillRow).where(PrefillRow.evaluation_id == evaluation))
             session.add(PrefillRow(evaluation_id=evaluation, reduced=reduced, unreduced=unreduced))
 
+    @retried
     def prefill(self, key: str) -> tuple[float, float] | None:
         """Milliseconds of a prefill (reduced, unreduced); None where it was not timed."""
         query = select(PrefillRow).join(EvaluationRow).where(EvaluationRow.key == key)

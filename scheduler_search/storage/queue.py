@@ -6,6 +6,8 @@ how.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sqlalchemy import or_, select
 
 from scheduler_search.errors import StudyConflictError
@@ -39,12 +41,20 @@ class Queue(Leases, Studies):
 
     @retried
     def claim_next(
-        self, owner: str, *, silent_seconds: float = SILENT_SECONDS, attempts: int = ATTEMPTS
+        self,
+        owner: str,
+        *,
+        leave: Collection[str] = (),
+        silent_seconds: float = SILENT_SECONDS,
+        attempts: int = ATTEMPTS,
     ) -> tuple[StudyRecord, Lease] | None:
         """Claim the next study that is queued, or running with a silent owner; None where there is none.
 
         The highest priority comes first, then what was added first. A study that was claimed ``attempts`` times and
         ended none of them is failed in passing.
+
+        Args:
+            leave: names of studies that are left to others.
         """
         with self._write() as session:
             now = self._now(session)
