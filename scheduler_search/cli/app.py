@@ -169,6 +169,44 @@ def check(schedule: ScheduleFile) -> None:
     check_schedule(schedule)
 
 
+database_app = typer.Typer(help="Make, upgrade, describe and copy the study database.", no_args_is_help=True)
+app.add_typer(database_app, name="database")
+
+
+@database_app.command("init")
+def database_init(context: typer.Context) -> None:
+    """Make all tables in an empty database; other commands do so too, where they may."""
+    from scheduler_search.cli.database import init_database
+
+    init_database(context.obj)
+
+
+@database_app.command("upgrade")
+def database_upgrade(context: typer.Context) -> None:
+    """Bring a database that an older version of this program wrote to this version. Make a backup first."""
+    from scheduler_search.cli.database import upgrade
+
+    upgrade(context.obj)
+
+
+@database_app.command("status")
+def database_status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show the server, the version, the rows of every table, studies by state, and shared evaluations."""
+    from scheduler_search.cli.database import print_database
+
+    print_database(context.obj, as_json)
+
+
+@database_app.command("backup")
+def database_backup(
+    context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")]
+) -> None:
+    """Write a consistent copy of an SQLite database, also while studies run."""
+    from scheduler_search.cli.database import backup
+
+    backup(context.obj, file)
+
+
 def main() -> None:
     """Run the command line. An error of ours is one line and its exit code; Ctrl-C is 130."""
     try:

@@ -4,8 +4,19 @@ Knows: SQL and its transactions. Does not know: how candidates are chosen, or wh
 imports neither Optuna nor torch; ``optuna_storage`` imports Optuna when it is called.
 """
 
-from scheduler_search.storage.connection import database_exists, upgrade_database
 from scheduler_search.storage.database import StudyDatabase
+from scheduler_search.storage.maintenance import backup_database, database_exists, upgrade_database
 from scheduler_search.storage.optuna_trials import optuna_errors, optuna_storage
+from scheduler_search.storage.overview import DatabaseOverview
+from scheduler_search.storage.server import ConnectionLostError
 
-__all__ = ["StudyDatabase", "database_exists", "optuna_errors", "optuna_storage", "upgrade_database"]
+__all__ = [
+    "ConnectionLostError",
+    "DatabaseOverview",
+    "StudyDatabase",
+    "backup_database",
+    "database_exists",
+    "optuna_errors",
+    "optuna_storage",
+    "upgrade_database",
+]

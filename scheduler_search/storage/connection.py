@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from scheduler_search.errors import DatabaseError
 from scheduler_search.storage.engine import database_errors, make_engine, parse_url, server_of, shown
 from scheduler_search.storage.retries import retry
-from scheduler_search.storage.schema import is_ready, make_schema, missing_schema, upgrade_schema
+from scheduler_search.storage.schema import is_ready, make_schema, missing_schema
 
 RECONNECT_SECONDS = 60.0
 
@@ -108,38 +108,3 @@ class Connection:
     def _read(self) -> Iterator[Session]:
         with database_errors(self.url), Session(self._reader) as session, session.begin():
             yield session
-
-
-def database_exists(url: str) -> bool:
-    """Whether there is a study database at ``url``; creates nothing.
-
-    Raises:
-        DatabaseError: as ``StudyDatabase.open`` where there is something else.
-    """
-    parsed = parse_url(url)
-    server = server_of(parsed)
-    if not server.exists(parsed):
-        return False
-    engine = make_engine(parsed)
-    try:
-        with database_errors(parsed), server.reader(engine).begin() as connection:
-            return is_ready(connection, shown(parsed))
-    finally:
-        engine.dispose()
-
-
-def upgrade_database(url: str) -> tuple[str, str]:
-    """Bring a database that an older program wrote to the newest schema; its old and its new version.
-
-    Raises:
-        DatabaseError: there is no study database, or it is newer, foreign or half made; nothing was changed.
-    """
-    parsed = parse_url(url)
-    server = server_of(parsed)
-    server.require(parsed, may_create=False)
-    engine = make_engine(parsed)
-    try:
-        with database_errors(parsed):
-            return upgrade_schema(server, engine)
-    finally:
-        engine.dispose()

@@ -10,12 +10,13 @@ from scheduler_search.storage.descriptions import Descriptions
 from scheduler_search.storage.evaluations import Evaluations
 from scheduler_search.storage.fronts import Fronts
 from scheduler_search.storage.logs import Logs
+from scheduler_search.storage.overview import Overviews
 from scheduler_search.storage.queue import Queue
 from scheduler_search.storage.schedules import Schedules
 from scheduler_search.storage.stages import Stages
 
 
-class StudyDatabase(Queue, Logs, Stages, Evaluations, Fronts, Descriptions, Schedules):
+class StudyDatabase(Queue, Logs, Stages, Evaluations, Fronts, Descriptions, Schedules, Overviews):
     """A study database, opened with ``StudyDatabase.open``; a context manager that closes it.
 
     Every method is one transaction: after a kill at any moment its effect is there in full or not at all, and what a

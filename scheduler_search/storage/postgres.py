@@ -68,6 +68,8 @@ class Postgres(Server):
         """Wait for locks as long as SQLite does, and never hold one while doing nothing."""
         connection.execute(
             "SELECT set_config('lock_timeout', %s, false),"
+            # Numbers in as many digits as they need to come back bit for bit.
+            " set_config('extra_float_digits', '1', false),"
             " set_config('idle_in_transaction_session_timeout', %s, false)",
             (f"{BUSY_SECONDS}s", f"{_IDLE_IN_TRANSACTION_SECONDS}s"),
         )
@@ -123,11 +125,12 @@ class Postgres(Server):
             return isinstance(error, sqlalchemy.exc.OperationalError)
         return str(state).startswith(_LOST_STATES)
 
-    def backup(self, url: URL, file: Path) -> None:
+    def backup(self, engine: sqlalchemy.Engine, file: Path) -> None:
         """Always refused, in favour of the tool that the server comes with."""
         # libpq takes the URL without SQLAlchemy's name of the driver; the password comes from PGPASSWORD or ~/.pgpass.
-        plain = url.set(drivername="postgresql", password=None).render_as_string()
+        of = engine.url
+        plain = URL.create("postgresql", of.username, None, of.host, of.port, of.database, of.query)
         raise DatabaseError(
             "a PostgreSQL database is backed up by pg_dump",
-            remedy=f"run: pg_dump --format=custom --file={file} '{plain}'",
+            remedy=f"run: pg_dump --format=custom --file={file} '{plain.render_as_string()}'",
         )

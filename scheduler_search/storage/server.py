@@ -88,7 +88,7 @@ class Server(ABC):
         """Whether the error says that the server went away, and not that it refused something."""
 
     @abstractmethod
-    def backup(self, url: URL, file: Path) -> None:
+    def backup(self, engine: sqlalchemy.Engine, file: Path) -> None:
         """Write a consistent copy of the live database to ``file``; DatabaseError where another program does that."""
 
 

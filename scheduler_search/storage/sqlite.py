@@ -122,16 +122,19 @@ class Sqlite(Server):
         """There is no server that could go away."""
         return False
 
-    def backup(self, url: URL, file: Path) -> None:
+    def backup(self, engine: sqlalchemy.Engine, file: Path) -> None:
         """Copy with SQLite's backup API: readers and writers go on, and the copy is of one moment."""
-        source, uri = url.database or "", url.query.get("uri") == "true"
-        with (
-            closing(sqlite3.connect(source, timeout=BUSY_SECONDS, uri=uri)) as live,
-            closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as copy,
-        ):
-            live.backup(copy)
-            # One file that can be moved, without a log beside it; opening it as a study database keeps it usable.
-            copy.execute("PRAGMA journal_mode=DELETE")
+        unfinished = file.with_name(file.name + ".unfinished")
+        try:
+            with engine.connect() as live, closing(sqlite3.connect(unfinished)) as copy:
+                source = live.connection.driver_connection
+                assert isinstance(source, sqlite3.Connection)
+                source.backup(copy)
+            unfinished.replace(file)
+        except (sqlite3.Error, OSError) as error:
+            raise DatabaseError("a backup must be written in full", actual=str(error), place=str(file)) from error
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def _require_references(connection: sqlalchemy.Connection) -> None:
