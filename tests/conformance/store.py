@@ -30,6 +30,7 @@ from scheduler_search.study.states import (
     StudyState,
     TrialRecord,
 )
+from tests.conformance.leases import LeaseConformance
 
 RATES = (1.0, 1.0, 1 / 3, 0.1)
 REDUCTION = Reduction(RATES, make_rule("attention-rank"))
@@ -51,7 +52,7 @@ def make_definition(name: str = "first", *, samples: int = 8, **search: object) 
     )
 
 
-class StoreConformance:
+class StoreConformance(LeaseConformance):
     @pytest.fixture
     def url(self) -> str:
         raise NotImplementedError
