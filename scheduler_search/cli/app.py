@@ -19,7 +19,10 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a study.")]
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study file; studies/README.md has every key.")]
 ScheduleFile = Annotated[Path, typer.Argument(metavar="SCHEDULE.json", help="A schedule document.")]
+State = Literal["queued", "running", "interrupted", "failed", "finished", "cancelled"]
+AlgorithmName = Literal["g-search", "p-sigmoid", "frontier"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -43,9 +46,7 @@ def options(
 @app.command()
 def launch(
     context: typer.Context,
-    study_file: Annotated[
-        Path, typer.Argument(metavar="STUDY.toml", help="A study file; studies/README.md has every key.")
-    ],
+    study_file: StudyFile,
 ) -> None:
     """Start the study of a study file, or go on with it if it was started before."""
     from scheduler_search.cli.search import launch_study
@@ -54,11 +55,20 @@ def launch(
 
 
 @app.command()
-def resume(context: typer.Context, name: Name) -> None:
+def resume(
+    context: typer.Context,
+    name: Name,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="Do not wait until whoever ran it has fallen silent; it stops, if it still runs."
+        ),
+    ] = False,
+) -> None:
     """Go on with an interrupted study, exactly where it stopped."""
     from scheduler_search.cli.search import resume_study
 
-    resume_study(context.obj, name)
+    resume_study(context.obj, name, take_over)
 
 
 @app.command()
@@ -167,6 +177,75 @@ def check(schedule: ScheduleFile) -> None:
     from scheduler_search.cli.show import check_schedule
 
     check_schedule(schedule)
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    study_file: StudyFile,
+    priority: Annotated[
+        int, typer.Option("--priority", metavar="N", min=-1000, max=1000, help="Higher ones are run first.")
+    ] = 0,
+) -> None:
+    """Queue the study of a study file for whoever runs `coordinate`; again: change its priority."""
+    from scheduler_search.cli.queue import submit_study
+
+    submit_study(context.obj, study_file, priority)
+
+
+@app.command()
+def coordinate(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="Stop when nothing waits, instead of waiting for more.")] = False,
+) -> None:
+    """Run queued studies, and those whose process died, one after the other; start it as often as there are workers."""
+    from scheduler_search.cli.queue import coordinate_studies
+
+    coordinate_studies(context.obj, once)
+
+
+@app.command()
+def cancel(context: typer.Context, name: Name) -> None:
+    """Cancel a study; whoever runs it stops. What is recorded stays."""
+    from scheduler_search.cli.queue import cancel_study
+
+    cancel_study(context.obj, name)
+
+
+@app.command()
+def retry(context: typer.Context, name: Name) -> None:
+    """Queue a study again that failed, was cancelled or interrupted; it goes on where it stopped."""
+    from scheduler_search.cli.queue import retry_study
+
+    retry_study(context.obj, name)
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    name: Name,
+    lines: Annotated[int, typer.Option("--lines", metavar="N", min=1, help="At most so many, the newest.")] = 100,
+) -> None:
+    """Print the log of a study: who ran it, stages, decisions, errors; times are UTC."""
+    from scheduler_search.cli.queue import print_logs
+
+    print_logs(context.obj, name, lines)
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    state: Annotated[State | None, typer.Option("--state", help="Only those in that state.")] = None,
+    algorithm: Annotated[AlgorithmName | None, typer.Option("--algorithm", help="Only those that search so.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="TEXT", help="Only those with TEXT in the model's id.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List studies with their place in the queue: state, priority, attempts, owner."""
+    from scheduler_search.cli.queue import list_studies
+
+    list_studies(context.obj, state, algorithm, model, as_json)
 
 
 database_app = typer.Typer(help="Make, upgrade, describe and copy the study database.", no_args_is_help=True)

@@ -16,6 +16,7 @@ from scheduler_search.coordinator.events import (
     StageStarted,
     TrialFinished,
 )
+from scheduler_search.coordinator.study_log import decided_text
 
 
 @contextmanager
@@ -87,8 +88,4 @@ class _Display:
 
     def _decide(self, event: StageDecided) -> None:
         self._decided += 1
-        decision = event.decision
-        self._console.print(
-            f"{decision.name}: {decision.parameter} {decision.value:.4f}, score {decision.score:.4f}, "
-            f"objective {decision.objective:.4f}"
-        )
+        self._console.print(decided_text(event))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,10 @@ import typer
 from rich.console import Console
 
 from scheduler_search.cli.front import print_front
+from scheduler_search.cli.lease import wait_for_lease
 from scheduler_search.cli.progress import watch
 from scheduler_search.cli.render import bar_chart
+from scheduler_search.cli.stopping import stop_on
 from scheduler_search.study import StudyDefinition, read_study_file
 from scheduler_search.study.states import StudyState
 
@@ -34,16 +37,20 @@ def launch_study(url: str, study_file: Path) -> None:
     if database_exists(url):
         with StudyDatabase.open(url, create=False) as database:
             database.check_definition(definition)
+            for study in database.studies():
+                if study.name == definition.name:
+                    wait_for_lease(database, study)
     executor, algorithm = prepare(definition)
     with StudyDatabase.open(url) as database:
         _run(database, database.add_study(definition), executor, algorithm)
 
 
-def resume_study(url: str, name: str) -> None:
-    """Go on with a recorded study.
+def resume_study(url: str, name: str, take_over: bool) -> None:
+    """Go on with a recorded study, when whoever ran it has fallen silent, or at once to ``take_over``.
 
     Raises:
         StudyNotFoundError: no study of that name.
+        LeaseHeldError: another process runs it.
     """
     from scheduler_search.storage import StudyDatabase
 
@@ -51,8 +58,10 @@ def resume_study(url: str, name: str) -> None:
         study = database.study(name)
         if study.state is StudyState.FINISHED:
             _print_finished(study)
-        else:
-            _run(database, study, *prepare(study.definition))
+            return
+        if not take_over:
+            wait_for_lease(database, study)
+        _run(database, study, *prepare(study.definition), take_over=take_over)
 
 
 def prepare(definition: StudyDefinition) -> tuple[LocalExecutor, Algorithm]:
@@ -70,19 +79,29 @@ def prepare(definition: StudyDefinition) -> tuple[LocalExecutor, Algorithm]:
     return executor, algorithm
 
 
-def _run(database: StudyDatabase, study: StudyRecord, executor: LocalExecutor, algorithm: Algorithm) -> None:
-    from scheduler_search.coordinator import run_study
+def _run(
+    database: StudyDatabase,
+    study: StudyRecord,
+    executor: LocalExecutor,
+    algorithm: Algorithm,
+    *,
+    take_over: bool = False,
+) -> None:
+    from scheduler_search.coordinator import Stopped, run_study
 
     if study.state is StudyState.FINISHED:
         _print_finished(study)
         return
     console = Console()
     try:
-        with watch(console, study.name, algorithm.stages) as listener:
-            reduction = run_study(database, study, executor, listener, algorithm=algorithm)
-    except KeyboardInterrupt:
+        with watch(console, study.name, algorithm.stages) as listener, stop_on(signal.SIGTERM) as stop:
+            reduction = run_study(
+                database, study, executor, listener, algorithm=algorithm, take_over=take_over, stop=stop
+            )
+    except (KeyboardInterrupt, Stopped) as reason:
         console.print(f"interrupted; nothing is lost. Go on with: scheduler-search resume {study.name}")
-        raise typer.Exit(130) from None
+        number = signal.SIGTERM if isinstance(reason, Stopped) else signal.SIGINT
+        raise typer.Exit(128 + number) from None
     if study.definition.search.algorithm == "frontier":
         print_front(database.front(study), database.baselines(study))
     else:

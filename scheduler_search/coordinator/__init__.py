@@ -3,6 +3,7 @@
 Knows: the search, the study database and the executor protocol. Does not know: Ray, terminals, or frozen schedules.
 """
 
+from scheduler_search.coordinator.daemon import Daemon
 from scheduler_search.coordinator.descriptions import RecordedExecutor, TimedExecutor, record_descriptions
 from scheduler_search.coordinator.evaluations import Evaluations, Stopped
 from scheduler_search.coordinator.events import Event, Listener, StageDecided, StageStarted, TrialFinished
@@ -10,6 +11,7 @@ from scheduler_search.coordinator.ownership import Ownership, owned, owner_text
 from scheduler_search.coordinator.run import make_algorithm, run_study
 
 __all__ = [
+    "Daemon",
     "Evaluations",
     "Event",
     "Listener",

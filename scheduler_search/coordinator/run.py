@@ -16,6 +16,7 @@ from scheduler_search.coordinator.evaluations import Evaluations, Stopped, never
 from scheduler_search.coordinator.events import Listener, StageDecided, ignore
 from scheduler_search.coordinator.ownership import Ownership, owned
 from scheduler_search.coordinator.stage import StageRunner, explored
+from scheduler_search.coordinator.study_log import logged
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.search import Algorithm, Explored, algorithm_for
 from scheduler_search.search.frontier import Frontier
@@ -77,7 +78,7 @@ def _run_owned(
     evaluations = Evaluations(database, executor, lambda: stop() or ownership.lost)
     try:
         with _quiet_optuna():
-            decisions = _run_stages(database, study, evaluations, algorithm, listener)
+            decisions = _run_stages(database, study, evaluations, algorithm, logged(database, study, listener))
     except Stopped:
         ownership.check()
         raise

@@ -59,7 +59,7 @@ class Queue(Leases, Studies):
         with self._write() as session:
             now = self._now(session)
             waiting = or_(StudyRow.state == StudyState.QUEUED.value, StudyRow.state == StudyState.RUNNING.value)
-            query = select(StudyRow).where(waiting, is_free(owner, silent_seconds, now))
+            query = select(StudyRow).where(waiting, is_free(owner, silent_seconds, now), StudyRow.name.not_in(leave))
             for row in session.scalars(query.order_by(StudyRow.priority.desc(), StudyRow.id)).all():
                 # Owned already where the connection was lost just after the claim.
                 if row.owner == owner or row.attempts < attempts:
