@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # `constraints.txt` pins torch; without it pip would fetch the newest build with several GB of CUDA packages.
 
-.PHONY: quickstart test test-fast lint format bench clean
+.PHONY: quickstart test test-fast chaos lint format bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,9 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
+
+chaos: $(VENV)/.dev
+	CHAOS_KILLS=200 $(BIN)/python -m pytest -s tests/integration/test_chaos.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
