@@ -88,14 +88,14 @@ class Evaluations:
         return tuple(reading.scores() for reading in readings.values())
 
     def _reading(self, split: SplitDescription, request: Request) -> _Reading:
-        evaluation = self._database.evaluation(
+        evaluation, recorded = self._database.take_up(
             key=self.key(split.name, request.reduction),
             split=split.name,
             split_digest=split.digest,
             reduction=request.reduction,
             chunks=split.chunks,
         )
-        return _Reading(evaluation, split.chunks, request.race, self._database.chunk_scores(evaluation))
+        return _Reading(evaluation, split.chunks, request.race, recorded)
 
 
 class _Reading:

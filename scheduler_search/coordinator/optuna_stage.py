@@ -149,4 +149,7 @@ def _outcome(observation: Observation) -> tuple[TrialState, list[float] | None]:
 
 
 def _figures(observation: Observation) -> dict[str, float]:
+    """What a dashboard shows beside the objective; each costs a transaction."""
+    if observation.complete:
+        return {"score": observation.score}
     return {"score": observation.score, "samples": observation.figures.samples}

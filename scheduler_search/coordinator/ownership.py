@@ -50,6 +50,10 @@ class Heartbeat:
         # It may be waiting for a server that went away: the process does not wait with it.
         self._thread.join(_FAREWELL_SECONDS)
 
+    def join(self, seconds: float) -> None:
+        """Wait until it has found the lease lost."""
+        self._thread.join(seconds)
+
     def _beat(self) -> None:
         while not self._left.wait(self._seconds):
             try:

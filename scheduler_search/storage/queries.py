@@ -23,8 +23,13 @@ def get(session: Session, kind: type[_Row], identity: int, place: str) -> _Row:
     """The row with that identity; DatabaseError where somebody deleted it."""
     row = session.get(kind, identity)
     if row is None:
-        raise DatabaseError("what is recorded must still be in the database", place=place)
+        raise missing(place)
     return row
+
+
+def missing(place: str) -> DatabaseError:
+    """The error of a row that somebody deleted."""
+    return DatabaseError("what is recorded must still be in the database", place=place)
 
 
 def study(name: str) -> Select[StudyRow]:
@@ -62,8 +67,9 @@ def schedule(of: StudyRecord, version: int | None, target: str) -> Select[Schedu
 
 def scores(session: Session, evaluation: int, chunk: int | None = None) -> dict[int, tuple[float, ...]]:
     """Scores by chunk of all recorded chunks, or of one."""
-    query = select(ChunkScoreRow.chunk, ChunkScoreRow.score).where(ChunkScoreRow.evaluation_id == evaluation)
+    columns = ChunkScoreRow.__table__.c
+    query = select(columns.chunk, columns.score).where(columns.evaluation_id == evaluation)
     if chunk is not None:
-        query = query.where(ChunkScoreRow.chunk == chunk)
-    ordered = session.execute(query.order_by(ChunkScoreRow.chunk, ChunkScoreRow.sample))
+        query = query.where(columns.chunk == chunk)
+    ordered = session.execute(query.order_by(columns.chunk, columns.sample))
     return {number: tuple(score for _, score in group) for number, group in groupby(ordered, lambda row: row[0])}

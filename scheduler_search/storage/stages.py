@@ -77,12 +77,12 @@ class Stages(Connection):
         """
         asked = TrialRecord(number, candidate, tuple(keep_rates), evaluation_key)
         with self._write() as session:
-            recorded = next(iter(queries.trials(session, stage, number)), None)
-            if recorded is None:
+            if queries.trial_row(session, stage, number) is None:
                 row = TrialRow(stage_id=stage.id, number=number, candidate=candidate, evaluation_key=evaluation_key)
                 row.layers = rows.layer_rows(TrialLayerRow, asked.keep_rates)
                 session.add(row)
                 return
+            (recorded,) = queries.trials(session, stage, number)
             if _asked(recorded) != _asked(asked):
                 raise contradiction("candidate", recorded.candidate, candidate, _trial_place(stage, number))
 

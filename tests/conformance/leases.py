@@ -59,6 +59,7 @@ WRITES: dict[str, Callable[[StudyDatabase, StudyRecord, StageRecord, int], objec
     "finish_trial": lambda database, _, stage, __: database.finish_trial(stage, 0, FIGURES),
     "decide": lambda database, _, stage, __: database.decide(stage, DECISION),
     "evaluation": lambda database, *_: database.evaluation("sha256:other", "search", "sha256:data", REDUCTION, 1),
+    "take_up": lambda database, *_: database.take_up("sha256:third", "search", "sha256:data", REDUCTION, 1),
     "add_chunk": lambda database, _, __, evaluation: database.add_chunk(evaluation, 0, [0.5]),
     "add_hits": lambda database, _, __, evaluation: database.add_hits(evaluation, 1),
     "record_front": lambda database, study, *_: database.record_front(study, [POINT]),
