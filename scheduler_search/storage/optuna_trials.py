@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import event
+from sqlalchemy import NullPool, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from scheduler_search.errors import DatabaseError
@@ -54,19 +54,24 @@ def optuna_errors(database: StudyDatabase) -> Iterator[None]:
 
 
 def _opened(database: StudyDatabase) -> RDBStorage:
-    with optuna_errors(database), database.alone():
-        return _open(database)
-
-
-def _open(database: StudyDatabase) -> RDBStorage:
-    """Try until Optuna's tables are there: processes that create them at the same time make each other fail."""
     # Imported here and not at the top: commands that only read the study database must start quickly.
     from optuna.storages import RDBStorage
 
-    url = database.url.render_as_string(hide_password=False)
+    url, options = database.url.render_as_string(hide_password=False), server_of(database.url).engine_options()
+    with optuna_errors(database):
+        with database.alone():
+            # A storage that cannot be made cannot be closed either: it must keep no connections.
+            _close(_made(database, url, {**options, "poolclass": NullPool}))
+        return RDBStorage(url, engine_kwargs=options, skip_compatibility_check=True, skip_table_creation=True)
+
+
+def _made(database: StudyDatabase, url: str, options: dict[str, Any]) -> RDBStorage:
+    """Try until Optuna's tables are there: processes that create them at the same time make each other fail."""
+    from optuna.storages import RDBStorage
+
     for attempt in range(_ATTEMPTS):
         try:
-            return RDBStorage(url, engine_kwargs=server_of(database.url).engine_options())
+            return RDBStorage(url, engine_kwargs=options)
         except DBAPIError as error:
             raced = isinstance(error, IntegrityError) or "already exists" in str(error.orig)
             if not raced or attempt == _ATTEMPTS - 1:

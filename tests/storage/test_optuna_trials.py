@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ import optuna
 import pytest
 from optuna.storages._rdb.models import BaseModel
 
-from scheduler_search.errors import DatabaseError
 from scheduler_search.storage import StudyDatabase, optuna_storage
 from scheduler_search.storage.schema import OPTUNA_TABLES
 from scheduler_search.storage.tables import Table
@@ -47,45 +45,9 @@ def test_both_are_durable_in_one_file(url: str) -> None:
         assert [trial.value for trial in again.trials] == [0.5]
 
 
-def test_a_database_with_optunas_tables_only_is_completed(url: str) -> None:
-    storage = optuna.storages.RDBStorage(url)
-    storage.remove_session()
-    storage.engine.dispose()
-    with StudyDatabase.open(url) as database:
-        assert database.studies() == []
-
-
 @pytest.mark.slow
 def test_importing_the_package_imports_neither_optuna_nor_torch() -> None:
     code = "import sys, scheduler_search.storage; print(sorted({'optuna', 'torch', 'transformers'} & set(sys.modules)))"
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert result.stdout.strip() == "[]"
-
-
-OPEN_BOTH = """
-import sys
-from scheduler_search.errors import DatabaseError
-from scheduler_search.storage import StudyDatabase, optuna_storage
-with StudyDatabase.open(sys.argv[1]) as database:
-    optuna_storage(database)
-"""
-
-
-@pytest.mark.slow
-def test_processes_that_create_optunas_tables_at_once_all_succeed(url: str) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", OPEN_BOTH, url]
-    openers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=root) for _ in range(4)]
-    faults = [opener.communicate(timeout=120)[1] for opener in openers]
-    assert [opener.returncode for opener in openers] == [0, 0, 0, 0], faults
-
-
-def test_tables_of_another_optuna_are_refused(url: str) -> None:
-    with StudyDatabase.open(url) as database:
-        optuna_storage(database)
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = 'v9.9.9.a'")
-    with StudyDatabase.open(url) as database, pytest.raises(DatabaseError, match="of the installed version") as caught:
-        optuna_storage(database)
-    assert "\n" not in str(caught.value)

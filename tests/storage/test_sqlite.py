@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
-import sqlite3
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from scheduler_search.errors import DatabaseError
-from scheduler_search.storage import StudyDatabase, database_exists
+from scheduler_search.storage import StudyDatabase, backup_database, database_exists
 from tests.conformance.store import REDUCTION, StoreConformance, make_definition
+from tests.conformance.whole import WholeConformance, expected_chunk
 
 
 @pytest.fixture
@@ -31,6 +27,16 @@ class TestSqlite(StoreConformance):
     @pytest.fixture
     def url(self, file: Path) -> str:
         return url_of(file)
+
+
+class TestSqliteAsAWhole(WholeConformance):
+    @pytest.fixture
+    def empty_url(self, file: Path) -> str:
+        return url_of(file)
+
+    @pytest.fixture
+    def other_empty_url(self, tmp_path: Path) -> str:
+        return url_of(tmp_path / "other.db")
 
 
 def refused(url: str, message: str, *, create: bool = True) -> None:
@@ -83,53 +89,6 @@ def test_an_empty_file_becomes_a_database(file: Path) -> None:
         assert database.studies() == []
 
 
-def test_a_foreign_database_is_refused_and_left_alone(file: Path) -> None:
-    with sqlite3.connect(file) as connection:
-        connection.execute("CREATE TABLE customers (id INTEGER)")
-    refused(url_of(file), "must be empty or written by this program, but got tables customers")
-    with sqlite3.connect(file) as connection:
-        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("customers",)]
-
-
-def edit_version(connection: sqlite3.Connection) -> None:
-    connection.execute("UPDATE scheduler_search_version SET version_num = '0099'")
-
-
-def drop_table(connection: sqlite3.Connection) -> None:
-    connection.execute("DROP TABLE chunk_scores")
-
-
-def drop_version_table(connection: sqlite3.Connection) -> None:
-    connection.execute("DROP TABLE scheduler_search_version")
-
-
-def use_old_version_table(connection: sqlite3.Connection) -> None:
-    connection.execute("ALTER TABLE scheduler_search_version RENAME COLUMN version_num TO version")
-
-
-def delete_version(connection: sqlite3.Connection) -> None:
-    connection.execute("DELETE FROM scheduler_search_version")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (edit_version, "reads version 0001 of the study database, but got version 0099.*newer one"),
-        (drop_table, "must be complete, but got no table chunk_scores"),
-        (drop_version_table, "must be complete, but got no table scheduler_search_version"),
-        (use_old_version_table, "must be complete, but got the tables of a program that was never released"),
-        (delete_version, "must be complete, but got 0 version rows"),
-    ],
-)
-def test_a_newer_or_half_made_database_is_refused(
-    file: Path, damage: Callable[[sqlite3.Connection], None], message: str
-) -> None:
-    StudyDatabase.open(url_of(file)).close()
-    with sqlite3.connect(file) as connection:
-        damage(connection)
-    refused(url_of(file), message)
-
-
 def test_a_read_only_database_can_be_read_and_not_written(file: Path) -> None:
     with StudyDatabase.open(url_of(file)) as database:
         database.add_study(make_definition())
@@ -158,55 +117,50 @@ def test_connections_are_durable(file: Path) -> None:
     assert values == ["wal", 2, 30000, 1]
 
 
-# Several processes
-
-ADD_CHUNKS = """
-import sys
-from scheduler_search.storage import StudyDatabase
-from tests.conformance.store import REDUCTION
-with StudyDatabase.open(sys.argv[1]) as database:
-    evaluation = database.evaluation("sha256:key", "search", "sha256:data", REDUCTION, 10_000)
-    print("ready", flush=True)
-    for chunk in range(int(sys.argv[2])):
-        database.add_chunk(evaluation, chunk, [((chunk * 16 + i) % 97) / 97 for i in range(16)])
-        print(chunk, flush=True)
-"""
+# Backups
 
 
-def add_chunks(file: Path, chunks: int) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", ADD_CHUNKS, url_of(file), str(chunks)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
-
-
-def expected_chunk(chunk: int) -> tuple[float, ...]:
-    return tuple(((chunk * 16 + i) % 97) / 97 for i in range(16))
-
-
-@pytest.mark.slow
-def test_processes_that_open_an_empty_database_and_add_the_same_chunks_all_succeed(file: Path) -> None:
-    writers = [add_chunks(file, 40) for _ in range(3)]
-    outcomes = [writer.communicate(timeout=120) for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0, 0], outcomes
-    with sqlite3.connect(file) as connection:
-        assert connection.execute("SELECT count(*), count(DISTINCT chunk) FROM chunk_scores").fetchone() == (640, 40)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.0, 0.03, 0.1])
-def test_a_killed_writer_loses_no_chunk_that_it_was_told_is_recorded(file: Path, seconds: float) -> None:
-    writer = add_chunks(file, 10_000)
-    assert writer.stdout is not None
-    assert writer.stdout.readline() == "ready\n"
-    time.sleep(seconds)
-    writer.send_signal(signal.SIGKILL)
-    told = [int(line) for line in writer.communicate()[0].splitlines() if line]
-    assert writer.returncode == -signal.SIGKILL
+def test_a_backup_is_of_one_moment_while_others_write(file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.db"
     with StudyDatabase.open(url_of(file)) as database:
-        evaluation = database.evaluation("sha256:key", "search", "sha256:data", REDUCTION, 10_000)
+        evaluation = database.evaluation("sha256:key", "search", "sha256:data", REDUCTION, 400)
+        with ThreadPoolExecutor() as threads:
+            writing = threads.submit(
+                lambda: [database.add_chunk(evaluation, chunk, expected_chunk(chunk)) for chunk in range(400)]
+            )
+            while len(database.chunk_scores(evaluation)) < 20:
+                assert not writing.done()
+            backup_database(url_of(file), copy)
+            assert not writing.done()
+            writing.result()
+    with StudyDatabase.open(url_of(copy), create=False) as database:
         recorded = database.chunk_scores(evaluation)
-        assert len(recorded) in (len(told), len(told) + 1)
+        assert 20 <= len(recorded) < 400
         assert recorded == {chunk: expected_chunk(chunk) for chunk in range(len(recorded))}
-        database.add_chunk(evaluation, len(recorded), expected_chunk(len(recorded)))
-    with sqlite3.connect(file) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        database.add_study(make_definition())
+    test_connections_are_durable(copy)
+
+
+def test_a_backup_is_one_file_and_never_replaces_one(file: Path, tmp_path: Path) -> None:
+    StudyDatabase.open(url_of(file)).close()
+    folder = tmp_path / "copies"
+    with pytest.raises(DatabaseError, match="the folder of a backup must exist"):
+        backup_database(url_of(file), folder / "copy.db")
+    folder.mkdir()
+    backup_database(url_of(file), folder / "copy.db")
+    assert [path.name for path in folder.iterdir()] == ["copy.db"]
+    with pytest.raises(DatabaseError, match=r"a backup must be a new file, but got .*copy.db, which exists"):
+        backup_database(url_of(file), folder / "copy.db")
+    with pytest.raises(DatabaseError, match="no such file"):
+        backup_database(url_of(tmp_path / "none.db"), folder / "none.db")
+
+
+def test_a_backup_that_fails_leaves_nothing(file: Path) -> None:
+    StudyDatabase.open(url_of(file)).close()
+    with pytest.raises(DatabaseError, match="a backup must be written in full"):
+        backup_database(url_of(file), Path("/proc/copy.db"))
+    file.write_bytes(b"damaged" + file.read_bytes()[7:])
+    copy = file.with_name("copy.db")
+    with pytest.raises(DatabaseError, match="file is not a database"):
+        backup_database(url_of(file), copy)
+    assert not list(file.parent.glob("copy*"))

@@ -14,11 +14,13 @@ import sqlalchemy
 from alembic import command
 from alembic.config import Config
 
+FOLDER = Path(__file__).parent
+
 
 def configuration() -> Config:
     """Alembic's configuration for our versions."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
 
