@@ -30,7 +30,8 @@ from scheduler_search.storage import StudyDatabase
 
 _USER = "postgres"
 _START_SECONDS = 60
-# A killed process loses nothing that reached the operating system, so tests need not wait for the disk.
+# A killed process loses nothing that reached the operating system, so tests need not wait for the disk. The second
+# setting is a trap: connections to study databases must not go along with it.
 _FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 _SMALL = ("shared_buffers=32MB", "max_connections=60", "listen_addresses=", "unix_socket_permissions=0777")
 

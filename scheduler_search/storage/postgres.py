@@ -65,11 +65,13 @@ class Postgres(Server):
         return {"connect_args": dict(_CONNECTING), "isolation_level": "READ COMMITTED"}
 
     def configure(self, connection: Any, record: object) -> None:  # noqa: ARG002
-        """Wait for locks as long as SQLite does, and never hold one while doing nothing."""
+        """Wait for locks as long as SQLite does, never hold one while doing nothing, and survive a crash."""
         connection.execute(
             "SELECT set_config('lock_timeout', %s, false),"
             # Numbers in as many digits as they need to come back bit for bit.
             " set_config('extra_float_digits', '1', false),"
+            # A server that answers before it has written would forget what it answered when it crashes.
+            " set_config('synchronous_commit', replace(current_setting('synchronous_commit'), 'off', 'on'), false),"
             " set_config('idle_in_transaction_session_timeout', %s, false)",
             (f"{BUSY_SECONDS}s", f"{_IDLE_IN_TRANSACTION_SECONDS}s"),
         )
