@@ -122,10 +122,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
             costs.append(cost)
             scores.append(validation)
             print(_row(variant.name, cost, costs[0], validation, scores[0]), flush=True)
+        if options.seeds > 1:
+            _print_seeds(algorithm, options)
         digests = [digest_of(cost.reduction.to_document()) for cost in costs[:2] if cost.reduction]
         same &= digests[0] == digests[1]
         print(f"\nexact savings alone: {'the same schedule' if digests[0] == digests[1] else 'ANOTHER SCHEDULE'}")
     return 0 if same else 1
+
+
+def _print_seeds(algorithm: str, options: argparse.Namespace) -> None:
+    """What further seeds say: one search split is a small sample, for the faithful search as for the default one."""
+    print(
+        "\n| seed | score minus faithful [95 %] | objective minus faithful [95 %] | layer-tokens, x less |", flush=True
+    )
+    print("| --- | --- | --- | --- |")
+    default = VARIANTS[-1] if algorithm == "g-search" else VARIANTS[-2]
+    pairs: list[tuple[Sequence[float], Sequence[float]]] = []
+    saved: list[float] = []
+    for seed in range(options.seed, options.seed + options.seeds):
+        runs = []
+        for variant in (VARIANTS[1], default):
+            settings = {**variant.settings, **(variant.greedy if algorithm == "g-search" else {})}
+            definition = _definition(algorithm, argparse.Namespace(**{**vars(options), "seed": seed}), settings)
+            runs.append(_search(definition, prefixes=True))
+        (faithful, first), (found, second) = runs
+        pairs.append((second, first))
+        saved.append(faithful.penalty - found.penalty)
+        ratio = f"{faithful.layer_tokens / found.layer_tokens:.1f} (of the prefix store's)"
+        print(_line((str(seed), *_differences(pairs[-1:], saved[-1]), ratio)), flush=True)
+    print(_line(("all", *_differences(pairs, fmean(saved)), "")), flush=True)
+
+
+def _differences(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], saved: float) -> tuple[str, str]:
+    """Paired differences over the samples of all pairs, in the score and with the penalty."""
+    ours, theirs = ([score for pair in pairs for score in pair[side]] for side in (0, 1))
+    one = paired_difference(ours, theirs)
+    return tuple(  # type: ignore[return-value]
+        f"{one.mean + more:+.4f} [{one.low + more:+.4f}, {one.high + more:+.4f}]" for more in (0.0, saved)
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -134,6 +168,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=256, help="of the search split (default: 256)")
     parser.add_argument("--validation", type=int, default=600, help="samples (default: 600)")
     parser.add_argument("--seed", type=int, default=0, help="of the study (default: 0)")
+    parser.add_argument("--seeds", type=int, default=1, help="studies that the scores are compared on (default: 1)")
     parser.add_argument("--penalty", type=float, help="of G-Search, per keep rate; the quickstart's without it")
     return parser.parse_args(arguments)
 
@@ -189,8 +224,6 @@ def _price(definition: StudyDefinition, executor: LocalExecutor, reduction: Redu
 
 
 def _row(name: str, cost: Cost, first: Cost, validation: Sequence[float], faithful: Sequence[float]) -> str:
-    difference = paired_difference(validation, faithful)
-    saved = first.penalty - cost.penalty
     return _line(
         (
             name,
@@ -207,8 +240,7 @@ def _row(name: str, cost: Cost, first: Cost, validation: Sequence[float], faithf
             f"{cost.share:.3f}",
             f"{cost.search_score:.4f}",
             f"{fmean(validation):.4f}",
-            f"{difference.mean:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]",
-            f"{difference.mean + saved:+.4f} [{difference.low + saved:+.4f}, {difference.high + saved:+.4f}]",
+            *_differences([(validation, faithful)], first.penalty - cost.penalty),
         )
     )
 
