@@ -65,20 +65,16 @@ def _next_step(study: StudyRecord) -> str:
 
 
 def coordinate_studies(url: str, once: bool) -> None:
-    """Run what is queued, and what lost its coordinator, until SIGTERM or Ctrl-C, or until nothing waits.
+    """Run what is queued, and what lost its coordinator, until SIGTERM or Ctrl-C, or ``once`` until nothing waits.
 
     Raises:
-        DatabaseError: the database cannot be used.
+        DatabaseError: the database does not exist or cannot be used.
     """
     from scheduler_search.cli.search import prepare
     from scheduler_search.coordinator import Daemon
-    from scheduler_search.storage import StudyDatabase
 
     console = Console()
-    with (
-        stop_on(signal.SIGTERM, signal.SIGINT) as stop,
-        StudyDatabase.open(url) as database,
-    ):
+    with stop_on(signal.SIGTERM, signal.SIGINT) as stop, _existing(url) as database:
         daemon = Daemon(
             database,
             prepare,
