@@ -7,6 +7,7 @@ kills it. Leases fall silent after half a second here, so that tests need not wa
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -68,13 +69,16 @@ class SlowExecutor(SimulatedExecutor):
             yield result
 
 
-def coordinate(url: str, folder: Path, pause: float, seed: int = 0) -> None:
+def coordinate(url: str, folder: Path, pause: float, seed: int = 0, largest_file: int | None = None) -> None:
     """Run the study to its end and export it to ``folder``; exits as the command line does, with 0 or 2.
 
     Args:
         pause: seconds per chunk.
         seed: of the study.
+        largest_file: in bytes; writing beyond fails, as on a disk that is full.
     """
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     try:
         with StudyDatabase.open(url) as database:
             study = database.add_study(definition(seed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy import MetaData
+
 from scheduler_search.storage.engine import make_engine, parse_url
 
 Rows = list[tuple[object, ...]]
@@ -40,5 +42,17 @@ def records(url: str) -> dict[str, Rows]:
     try:
         with engine.connect() as connection:
             return {name: [tuple(row) for row in connection.exec_driver_sql(query)] for name, query in _QUERIES.items()}
+    finally:
+        engine.dispose()
+
+
+def everything(url: str) -> dict[str, list[str]]:
+    """All rows of all tables, those of leases and logs included."""
+    engine = make_engine(parse_url(url))
+    try:
+        with engine.connect() as connection:
+            tables = MetaData()
+            tables.reflect(connection)
+            return {table.name: sorted(map(repr, connection.execute(table.select()))) for table in tables.sorted_tables}
     finally:
         engine.dispose()

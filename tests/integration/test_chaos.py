@@ -8,39 +8,31 @@ kills on the real model are in ``test_kill``.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 
 from tests.integration import chaos_driver
+from tests.integration.processes import errors, executed, start
 from tests.integration.records import Rows, records
 from tests.postgres import PostgresServer
 
-pytestmark = pytest.mark.slow
-
 KILLS = int(os.environ.get("CHAOS_KILLS", "20")) // 2  # on each kind of database
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300 + 20 * KILLS)]
+
 PAUSE = 0.02
 # Half of the kills come within so many seconds of the one before, in which a process starts, waits for a lease that is
 # silent for half a second, and computes some chunks; the others so soon after a chunk was begun.
 LONGEST_LIFE = 1.5
 LONGEST_AFTER_A_CHUNK = 0.4
-PRELOADED = (chaos_driver.__name__, "alembic.command", "optuna.storages", "psycopg", "pytest", "scipy.stats")
 STUDY_SECONDS = 120
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    """Processes that start with everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +58,10 @@ def digest(folder: Path) -> str:
     return document["digest"]
 
 
-def executed(folder: Path) -> list[str]:
-    """The chunks that were begun, in order, by whichever process."""
-    journal = folder / "executed.txt"
-    return journal.read_text().splitlines() if journal.exists() else []
-
-
 class Chaos:
     """Runs one study after the other on fresh databases, killing all the while."""
 
-    def __init__(self, processes: ForkServerContext, moments: random.Random, server: PostgresServer | None) -> None:
-        self._processes = processes
+    def __init__(self, moments: random.Random, server: PostgresServer | None) -> None:
         self._moments = moments
         self._server = server
         self.kills: Counter[str] = Counter()
@@ -100,11 +85,7 @@ class Chaos:
         self.studies += 1
 
     def _start(self, url: str, folder: Path) -> ForkServerProcess:
-        process = self._processes.Process(
-            target=chaos_driver.coordinate, args=(url, folder, PAUSE, self.studies % 3), daemon=True
-        )
-        process.start()
-        return process
+        return start(url, folder, pause=PAUSE, seed=self.studies % 3)
 
     def _kill(self, url: str, folder: Path, running: list[ForkServerProcess]) -> bool:
         """Kill something at a random moment; False where everything had ended by then."""
@@ -156,13 +137,12 @@ def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer | None]:
 @pytest.mark.parametrize("server", ["SQLite", "PostgreSQL"], indirect=True)
 def test_kills_change_nothing(
     tmp_path: Path,
-    processes: ForkServerContext,
     undisturbed: Callable[[int], tuple[dict[str, Rows], str, int]],
     server: PostgresServer | None,
 ) -> None:
     seed = int(os.environ.get("CHAOS_SEED", random.SystemRandom().randrange(2**32)))
     print(f"random moments from seed {seed}")
-    chaos = Chaos(processes, random.Random(seed), server)
+    chaos = Chaos(random.Random(seed), server)
     while chaos.kills.total() < KILLS:
         study = chaos.studies
         folder = tmp_path / str(study)
@@ -186,5 +166,4 @@ def test_kills_change_nothing(
 
 def lost_leases(folder: Path) -> int:
     """How often a process found that another one had taken its study."""
-    errors = folder / "errors.txt"
-    return sum(line.startswith("lost") for line in errors.read_text().splitlines()) if errors.exists() else 0
+    return sum(line.startswith("lost") for line in errors(folder))
