@@ -9,9 +9,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from hypothesis import settings
 
-from tests.postgres import _studies_template, postgres, postgres_studies_url, postgres_url
+from tests.postgres import _studies_database, postgres, postgres_studies_url, postgres_url
 
-__all__ = ["_studies_template", "postgres", "postgres_studies_url", "postgres_url"]
+__all__ = ["_studies_database", "postgres", "postgres_studies_url", "postgres_url"]
 
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")

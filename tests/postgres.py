@@ -4,8 +4,8 @@ Knows: where PostgreSQL's programs lie (Debian's folders, the PATH, or the wheel
 refuse to run as root. Does not know: any table.
 
 Fixtures, visible in every test folder: ``postgres`` is one server for the whole session, ``postgres_url`` a fresh empty
-database on it, ``postgres_studies_url`` one with our tables. A test that kills or stops a server starts its own with
-``PostgresServer``.
+database on it, ``postgres_studies_url`` an emptied one with our tables. A test that kills or stops a server
+starts its own with ``PostgresServer``.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ class PostgresServer:
         """The URL of a database, as StudyDatabase takes it."""
         return f"postgresql+psycopg://{_USER}@/{database}?host={self._folder}"
 
-    def create_database(self, template: str = "template0") -> str:
-        """Name of a new database."""
+    def create_database(self) -> str:
+        """Name of a new, empty database."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        self._execute(f"CREATE DATABASE {name} TEMPLATE template0")
         return name
 
     def drop_database(self, name: str) -> None:
@@ -190,15 +190,33 @@ def postgres_url(postgres: PostgresServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _studies_template(postgres: PostgresServer) -> str:
+def _studies_database(postgres: PostgresServer) -> str:
     name = postgres.create_database()
     StudyDatabase.open(postgres.url(name)).close()
     return name
 
 
 @pytest.fixture
-def postgres_studies_url(postgres: PostgresServer, _studies_template: str) -> Iterator[str]:
-    """URL of a fresh database with our tables, in half the time that making them takes."""
-    name = postgres.create_database(template=_studies_template)
-    yield postgres.url(name)
-    postgres.drop_database(name)
+def postgres_studies_url(postgres: PostgresServer, _studies_database: str) -> str:
+    """URL of a database with our tables, without a row: emptied, in a fortieth of the time of making one."""
+    with postgres.connect(_studies_database) as connection:
+        connection.execute(_EMPTY)
+    return postgres.url(_studies_database)
+
+
+_EMPTY = """
+DO $$
+DECLARE name text;
+BEGIN
+    -- Without foreign keys meanwhile, so that any order will do.
+    SET LOCAL session_replication_role = replica;
+    FOR name IN
+        SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE '%version%'
+    LOOP
+        EXECUTE format('DELETE FROM %I', name);
+    END LOOP;
+    FOR name IN SELECT sequencename FROM pg_sequences WHERE sequencename <> 'version_info_version_info_id_seq' LOOP
+        PERFORM setval(name::regclass, 1, false);
+    END LOOP;
+END $$
+"""

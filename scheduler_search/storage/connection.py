@@ -63,11 +63,12 @@ class Connection:
     def _prepare(self, *, may_create: bool) -> None:
         place = shown(self.url)
         with self._reader.begin() as connection:
-            if is_ready(connection, place):
-                return
-        if not may_create:
+            ready = is_ready(connection, place)
+        if not ready and not may_create:
             raise missing_schema(place)
-        make_schema(self._server, self._engine)
+        self._server.prepare(self._engine)
+        if not ready:
+            make_schema(self._server, self._engine)
 
     def close(self) -> None:
         """Close all connections."""

@@ -84,7 +84,6 @@ def recorded_version(connection: sqlalchemy.Connection, place: str) -> str | Non
 def make_schema(server: Server, engine: sqlalchemy.Engine) -> None:
     """Make our tables in an empty database, unless another process has made them in the meantime."""
     place = shown(engine.url)
-    server.prepare(engine)
     with server.migrating(engine) as connection:
         # Asked again under the write lock.
         if not is_ready(connection, place):

@@ -65,7 +65,7 @@ class Server(ABC):
 
     @abstractmethod
     def prepare(self, engine: sqlalchemy.Engine) -> None:
-        """What must be set once in a database that is to become ours."""
+        """Set what a database remembers, in one that is ours or is to become ours."""
 
     @abstractmethod
     def migrating(self, engine: sqlalchemy.Engine) -> AbstractContextManager[sqlalchemy.Connection]:

@@ -73,19 +73,20 @@ class Sqlite(Server):
         return engine.execution_options(**{READ_ONLY: True})
 
     def prepare(self, engine: sqlalchemy.Engine) -> None:
-        """Let readers go on while another process writes (WAL).
+        """Let readers go on while another process writes (WAL), unless the file cannot be written anyway.
 
-        The file remembers it, so it is asked for once, when our schema is made: a pragma of every connection would
-        already rewrite the header of a database that is not ours.
+        The file remembers it. A pragma of every connection would already rewrite the header of a database that is not
+        ours.
         """
-        connection = engine.raw_connection()
-        try:
-            connection.cursor().execute("PRAGMA journal_mode=WAL")
-        except sqlite3.Error as error:
-            place = shown(engine.url)
-            raise DatabaseError("the study database must be usable", actual=str(error), place=place) from error
-        finally:
-            connection.close()
+        with engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            try:
+                driver.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorname != "SQLITE_READONLY":
+                    place = shown(engine.url)
+                    raise DatabaseError("the study database must be usable", actual=str(error), place=place) from error
 
     @contextmanager
     def migrating(self, engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:

@@ -120,6 +120,7 @@ def test_connections_are_durable(file: Path) -> None:
 # Backups
 
 
+@pytest.mark.slow
 def test_a_backup_is_of_one_moment_while_others_write(file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     with StudyDatabase.open(url_of(file)) as database:
