@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scheduler_search.coordinator import run_study
-from scheduler_search.coordinator.evaluations import Evaluations, Request
+from scheduler_search.coordinator.evaluations import Evaluations, Request, Stopped
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.search import Race
@@ -92,6 +92,30 @@ def test_requests_are_read_side_by_side_and_end_apart(database: StudyDatabase) -
     assert [len(scores) for scores in others] == [40 * CHUNKS] * 2
     for count in (16, 12):
         assert sum(task.reduction == keeping(count) for task in runner.executed) == CHUNKS
+
+
+def test_chunks_that_are_read_from_the_database_are_counted(database: StudyDatabase) -> None:
+    Evaluations(database, executor()).scores("search", keeping(6))
+    assert (database.evaluation_totals().chunks, database.evaluation_totals().hits) == (CHUNKS, 0)
+    for index in (1, 2):
+        Evaluations(database, executor()).scores("search", keeping(6))
+        assert (database.evaluation_totals().chunks, database.evaluation_totals().hits) == (CHUNKS, index * CHUNKS)
+
+
+def test_only_chunks_that_count_are_hits(database: StudyDatabase) -> None:
+    Evaluations(database, executor()).scores("search", keeping(2))
+    (read,) = Evaluations(database, executor()).read("search", [Request(keeping(2), race())])
+    assert len(read) < 40 * CHUNKS
+    assert database.evaluation_totals().hits == len(read) // 40
+
+
+def test_a_stop_keeps_what_was_in_flight(database: StudyDatabase) -> None:
+    runner = Ahead(3)
+    evaluations = Evaluations(database, runner, lambda: len(runner.executed) >= 2)
+    with pytest.raises(Stopped):
+        evaluations.scores("search", keeping(6))
+    # Two were done when the stop was asked for, and two more were handed out with them.
+    assert len(runner.executed) == database.evaluation_totals().chunks == 4
 
 
 @pytest.mark.slow

@@ -139,37 +139,6 @@ def test_a_study_killed_after_any_chunk_continues_exactly(tmp_path: Path, sample
         assert executed == total
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("call", ["begin_trial", "finish_trial", "add_chunk", "decide"])
-@pytest.mark.parametrize("nth", [1, 2])
-def test_a_kill_right_after_any_write_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
-) -> None:
-    with StudyDatabase.open(f"sqlite:///{tmp_path}/undisturbed.db") as database:
-        run_study(database, database.add_study(definition()), SimulatedExecutor())
-        expected, expected_optuna = snapshot(database, "simulated"), optuna_trials(database, "simulated")
-    with StudyDatabase.open(f"sqlite:///{tmp_path}/killed.db") as database:
-        study = database.add_study(definition())
-        original = getattr(database, call)
-        calls = 0
-
-        def dying(*arguments: object, **named: object) -> object:
-            nonlocal calls
-            original(*arguments, **named)
-            calls += 1
-            if calls == nth:
-                raise Killed
-            return None
-
-        monkeypatch.setattr(database, call, dying)
-        with pytest.raises(Killed):
-            run_study(database, study, SimulatedExecutor())
-        monkeypatch.undo()
-        run_study(database, study, SimulatedExecutor())
-        assert snapshot(database, "simulated") == expected
-        assert optuna_trials(database, "simulated") == expected_optuna
-
-
 def test_an_interrupt_leaves_a_resumable_study(database: StudyDatabase) -> None:
     class Interrupted(SimulatedExecutor):
         def run(self, tasks: object) -> Iterator[ChunkResult]:

@@ -1,15 +1,21 @@
 """Everything that can change a score changes the context digest, and nothing else does."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.metadata import version as installed_version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from scheduler_search.evaluation import LocalExecutor, context
+from scheduler_search.evaluation.measures import Measure
+from scheduler_search.evaluation.metrics import metric_of
+from scheduler_search.evaluation.scoring import Decoding
 from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.study.definition import StudyDefinition
 from tests.evaluation.conftest import save_tiny_model, write_image
@@ -126,6 +132,7 @@ def test_the_number_of_new_tokens_of_a_generation(definition: Make, data_file: P
     ("name", "value", "ingredients"),
     [
         ("SCORING_VERSION", 99, {"scoring"}),
+        ("LAYOUT_VERSION", 99, {"layout"}),
         ("version", lambda _: "99", {"libraries"}),
         ("device_kind", lambda _: "cuda of another kind", {"device"}),
     ],
@@ -136,3 +143,60 @@ def test_software_and_hardware(
     before = of(definition())
     monkeypatch.setattr(context, name, value)
     assert changed(before, of(definition())) == ingredients
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "tokenizers", "pillow", "numpy"])
+def test_the_version_of_each_library(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    before = context.software_context(1)
+    monkeypatch.setattr(context, "version", lambda name: "99" if name == library else installed_version(name))
+    after = context.software_context(1)
+    assert {key for key in before if before[key] != after[key]} == {"libraries"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "ingredient"),
+    [
+        ({"revision": "0123abc"}, "revision"),
+        ({"processor": SimpleNamespace(image_processor=None)}, "processor"),
+        ({"weights": "sha256:other"}, "weights"),
+        ({"files": "sha256:other"}, "files"),
+    ],
+)
+def test_what_was_loaded(definition: Make, changes: dict[str, Any], ingredient: str) -> None:
+    loaded, prompt = LocalExecutor(definition())._load()
+    before = context.model_context(loaded, prompt)
+    after = context.model_context(dataclasses.replace(loaded, **changes), prompt)
+    assert {key for key in before if before[key] != after[key]} == {ingredient}
+
+
+@pytest.mark.parametrize(
+    ("changes", "ingredient"),
+    [
+        ({"measure": Measure.of(dataclasses.replace(metric_of("exact-match"), version=99))}, "metric"),
+        ({"decoding": Decoding("generate", 4)}, "generation"),
+        ({"decoding": Decoding("prefill", 1)}, "generation"),
+        ({"end_tokens": [3, 4]}, "generation"),
+        ({"chunk_size": 9}, "chunk_size"),
+        ({"split_digest": "sha256:other"}, "data"),
+        ({"measure": Measure.of(metric_of("exact-match"), 0.5)}, "fidelity"),
+    ],
+)
+def test_how_a_split_is_scored(changes: dict[str, Any], ingredient: str) -> None:
+    settings: dict[str, Any] = {
+        "split_digest": "sha256:data",
+        "chunk_size": 8,
+        "measure": Measure.of(metric_of("exact-match")),
+        "decoding": Decoding("generate", 5),
+        "end_tokens": 3,
+    }
+    before = context.data_context(**settings)
+    after = context.data_context(**{**settings, **changes})
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {ingredient}
+
+
+def test_there_is_a_test_of_every_ingredient(definition: Make) -> None:
+    """Whoever adds an ingredient adds it here, and a test above."""
+    of_the_model = {"weights", "files", "revision", "processor", "prompt", "dtype", "attention", "device"}
+    of_the_software = {"scoring", "threads", "libraries"}
+    of_the_split = {"data", "chunk_size", "layout", "metric", "generation"}
+    assert set(of(definition())[1]) == of_the_model | of_the_software | of_the_split
