@@ -17,11 +17,12 @@ from scheduler_search.storage import queries, rows
 from scheduler_search.storage.connection import Connection
 from scheduler_search.storage.refusals import contradiction
 from scheduler_search.storage.retries import retried
-from scheduler_search.storage.tables import ChunkScoreRow, EvaluationRow, Table
+from scheduler_search.storage.tables import ChunkScoreRow, EvaluationLayerRow, EvaluationRow, Table
 from scheduler_search.study.states import EvaluationTotals
 
 # Chunks are recorded more often than anything else: without objects, a statement takes a third of the time.
 _EVALUATIONS = Table.metadata.tables[EvaluationRow.__tablename__]
+_LAYERS = Table.metadata.tables[EvaluationLayerRow.__tablename__]
 _SCORES = Table.metadata.tables[ChunkScoreRow.__tablename__]
 
 
@@ -104,12 +105,13 @@ class Evaluations(Connection):
 
 
 def _evaluation(session: Session, key: str, split: str, split_digest: str, reduction: Reduction, chunks: int) -> int:
-    row = session.scalar(select(EvaluationRow).where(EvaluationRow.key == key))
+    row = session.execute(select(_EVALUATIONS).where(_EVALUATIONS.c.key == key)).one_or_none()
     if row is None:
-        row = rows.evaluation_row(key, split, split_digest, reduction, chunks)
-        session.add(row)
-        session.flush()
-    elif (row.split_digest, row.chunks) != (split_digest, chunks):
+        values = rows.evaluation_values(key, split, split_digest, reduction, chunks)
+        identity = int(session.execute(_EVALUATIONS.insert().values(values).returning(_EVALUATIONS.c.id)).scalar_one())
+        session.execute(_LAYERS.insert(), rows.evaluation_layers(identity, reduction))
+        return identity
+    if (row.split_digest, row.chunks) != (split_digest, chunks):
         recorded = (row.split_digest, row.chunks)
         raise contradiction("split", recorded, (split_digest, chunks), f"evaluation {key}")
-    return row.id
+    return int(row.id)

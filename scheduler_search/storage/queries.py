@@ -37,11 +37,6 @@ def study(name: str) -> Select[StudyRow]:
     return select(StudyRow).where(StudyRow.name == name)
 
 
-def trial_row(session: Session, stage: StageRecord, number: int) -> TrialRow | None:
-    """One trial of a stage."""
-    return session.scalar(select(TrialRow).where(TrialRow.stage_id == stage.id, TrialRow.number == number))
-
-
 def trials(session: Session, stage: StageRecord, number: int | None = None) -> list[TrialRecord]:
     """The trials of a stage by number, or the one of that number."""
     chosen = [TrialRow.stage_id == stage.id]

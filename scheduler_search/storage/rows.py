@@ -6,10 +6,12 @@ Knows: how a value is laid out in rows. Does not know: transactions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any
+
+from sqlalchemy import Row
 
 from scheduler_search.errors import DatabaseError
 from scheduler_search.rule import Rule
@@ -19,20 +21,15 @@ from scheduler_search.storage.tables import (
     BaselineRow,
     DecisionLayerRow,
     DecisionRow,
-    EvaluationLayerRow,
-    EvaluationRow,
     FrontRow,
     LogRow,
     StageRow,
     StudyRow,
-    TrialLayerRow,
     TrialRow,
 )
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.front import BaselineScore, FrontPoint
 from scheduler_search.study.states import Decision, Figures, LogLine, StageRecord, StudyRecord, StudyState, TrialRecord
-
-_Layer = TypeVar("_Layer", DecisionLayerRow, TrialLayerRow)
 
 
 def study_record(row: StudyRow) -> StudyRecord:
@@ -87,7 +84,7 @@ def decision_row(stage: StageRow, decision: Decision) -> DecisionRow:
         value=decision.value,
         score=decision.score,
         objective=decision.objective,
-        layers=layer_rows(DecisionLayerRow, decision.keep_rates),
+        layers=[DecisionLayerRow(layer=at, keep_rate=rate) for at, rate in enumerate(decision.keep_rates, start=1)],
     )
 
 
@@ -96,42 +93,42 @@ def trial_record(row: TrialRow, keep_rates: tuple[float, ...]) -> TrialRecord:
     return TrialRecord(row.number, row.candidate, keep_rates, row.evaluation_key, figures(row))
 
 
-def figures(row: TrialRow) -> Figures | None:
+def figures(row: TrialRow | Row[Any]) -> Figures | None:
     """What a trial came to; None while it is running."""
     if row.state == "running":
         return None
     return Figures(*(getattr(row, field.name) for field in fields(Figures)))
 
 
-def set_figures(row: TrialRow, of: Figures) -> None:
-    """Write the figures of a trial into its row, and the state that follows from them."""
-    for field in fields(Figures):
-        setattr(row, field.name, getattr(of, field.name))
-    row.state = "complete" if of.complete else "stopped"
+def figure_values(of: Figures) -> dict[str, object]:
+    """The columns of a trial with these figures, and the state that follows from them."""
+    return {**vars(of), "state": "complete" if of.complete else "stopped"}
 
 
-def evaluation_row(key: str, split: str, split_digest: str, reduction: Reduction, chunks: int) -> EvaluationRow:
-    """The row of an evaluation without scores."""
-    return EvaluationRow(
-        key=key,
-        split=split,
-        split_digest=split_digest,
-        chunks=chunks,
-        rule=canonical_json(reduction.rule.to_document()),
-        entry_rule=_rule_text(reduction.entry_rule),
-        vision_rule=_rule_text(reduction.vision.rule if reduction.vision else None),
-        layers=list(_evaluation_layers(reduction)),
-    )
+def evaluation_values(key: str, split: str, split_digest: str, reduction: Reduction, chunks: int) -> dict[str, object]:
+    """The columns of an evaluation."""
+    return {
+        "key": key,
+        "split": split,
+        "split_digest": split_digest,
+        "chunks": chunks,
+        "rule": canonical_json(reduction.rule.to_document()),
+        "entry_rule": _rule_text(reduction.entry_rule),
+        "vision_rule": _rule_text(reduction.vision.rule if reduction.vision else None),
+    }
 
 
-def _evaluation_layers(reduction: Reduction) -> Iterator[EvaluationLayerRow]:
+def evaluation_layers(evaluation: int, reduction: Reduction) -> list[dict[str, object]]:
+    """The columns of the layers of an evaluation."""
     places: Mapping[str, Sequence[float]] = {
         "decoder": reduction.keep_rates,
         "vision": reduction.vision.keep_rates if reduction.vision else (),
     }
-    for place, rates in places.items():
-        for layer, rate in enumerate(rates, start=1):
-            yield EvaluationLayerRow(place=place, layer=layer, keep_rate=rate)
+    return [
+        {"evaluation_id": evaluation, "place": place, "layer": layer, "keep_rate": rate}
+        for place, rates in places.items()
+        for layer, rate in enumerate(rates, start=1)
+    ]
 
 
 def front_row(study: StudyRecord, place: int, point: FrontPoint) -> FrontRow:
@@ -154,9 +151,9 @@ def baseline_score(row: BaselineRow) -> BaselineScore:
     return BaselineScore(**{field.name: getattr(row, field.name) for field in fields(BaselineScore)})
 
 
-def layer_rows(kind: type[_Layer], keep_rates: Sequence[float]) -> list[_Layer]:
-    """One row per decoder layer, counted from 1."""
-    return [kind(layer=layer, keep_rate=rate) for layer, rate in enumerate(keep_rates, start=1)]
+def trial_layers(trial: int, keep_rates: Sequence[float]) -> list[dict[str, object]]:
+    """The columns of the layers of a trial."""
+    return [{"trial_id": trial, "layer": layer, "keep_rate": rate} for layer, rate in enumerate(keep_rates, start=1)]
 
 
 def require_finite(**figures: float) -> None:
