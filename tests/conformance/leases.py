@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 import optuna
 import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from scheduler_search.errors import DatabaseError, LeaseHeldError, LeaseLostError, StudyConflictError
 from scheduler_search.rule import make_rule
@@ -218,6 +220,30 @@ class LeaseConformance:
                 mirrored.tell(trial, 0.5)
         (found,) = optuna.load_study(study_name="first/01", storage=optuna_storage(other)).trials
         assert (found.state, found.user_attrs, found.values) == (optuna.trial.TrialState.RUNNING, {}, None)
+
+    def test_a_claim_waits_for_what_optuna_is_about_to_commit(
+        self, database: StudyDatabase, other: StudyDatabase, study: StudyRecord
+    ) -> None:
+        storage = optuna_storage(database)
+        database.guard(storage)
+        claim = threading.Thread(target=lambda: other.claim(study, "second", take_over=True))
+        waited = []
+
+        def claim_meanwhile(_: Session) -> None:
+            claim.start()
+            claim.join(0.3)
+            waited.append(claim.is_alive())
+
+        with database.holding(database.claim(study, "first")):
+            mirrored = optuna.create_study(study_name="first/01", storage=storage, direction="maximize")
+            trial = mirrored.ask()
+            event.listen(storage.scoped_session, "before_commit", claim_meanwhile, once=True)
+            storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.COMPLETE, [0.5])
+            claim.join()
+        assert waited == [True]
+        holder = other.holder(study)
+        assert holder is not None
+        assert holder.owner == "second"
 
     # The queue
 

@@ -144,8 +144,13 @@ def edit(storage: RDBStorage, how: str) -> None:
         optuna.delete_study(study_name=first, storage=storage)
     elif how == "one trial more":
         study.ask({"candidate": optuna.distributions.IntDistribution(0, 16)})
-    elif how == "a trial without its candidate":
-        study.ask()
+    elif how == "of another candidate":
+        (candidate,) = (trial.params["candidate"] for trial in study.trials)
+        optuna.delete_study(study_name=first, storage=storage)
+        again = optuna.create_study(study_name=first, storage=storage, direction="maximize")
+        fixed = optuna.distributions.IntDistribution(0, 16)
+        again.enqueue_trial({"candidate": candidate + 1})
+        again.ask({"candidate": fixed})
     elif how == "told":
         (running,) = (trial for trial in study.trials if not trial.state.is_finished())
         study.tell(running.number, 0.123)
@@ -154,7 +159,7 @@ def edit(storage: RDBStorage, how: str) -> None:
         study.tell(running.number, state=optuna.trial.TrialState.FAIL)
 
 
-EDITS = ["deleted", "one trial more", "a trial without its candidate", "told", "failed"]
+EDITS = ["deleted", "one trial more", "of another candidate", "told", "failed"]
 
 
 @pytest.mark.slow
