@@ -8,7 +8,7 @@ import sys
 import pytest
 
 # What a serving process does not install. (transformers itself installs typer and rich.)
-EXTRAS = ("optuna", "botorch", "gpytorch", "sqlalchemy", "alembic", "ray", "matplotlib")
+EXTRAS = ("optuna", "botorch", "gpytorch", "sqlalchemy", "alembic", "psycopg", "ray", "matplotlib")
 
 BLOCK = f"""
 import sys

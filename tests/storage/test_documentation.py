@@ -39,6 +39,7 @@ def test_references_lead_where_they_say() -> None:
 
 def searched(url: str) -> None:
     """Two studies that share their evaluations."""
+    settings = {"first_layer": 4, "stride": 5, "initial": 2, "iterations": 1, "penalty": 0.5, "refine": False}
     with StudyDatabase.open(url) as database:
         for name in ("quickstart", "again"):
             definition = StudyDefinition.model_validate(
@@ -46,7 +47,7 @@ def searched(url: str) -> None:
                     "name": name,
                     "model": {"id": "testbed:tiny-llava"},
                     "data": {"source": "testbed", "search": {"samples": 16}},
-                    "search": {"first_layer": 4, "stride": 5, "initial": 2, "iterations": 1, "penalty": 0.5, "refine": False},
+                    "search": settings,
                 }
             )
             run_study(database, database.add_study(definition), SimulatedExecutor(samples=16))
