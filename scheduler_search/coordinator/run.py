@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import optuna
+from optuna.storages import RDBStorage
 
 from scheduler_search.coordinator.baselines import record_front
 from scheduler_search.coordinator.descriptions import record_descriptions
@@ -90,23 +91,34 @@ def _run_owned(
 def _run_stages(
     database: StudyDatabase, study: StudyRecord, evaluations: Evaluations, algorithm: Algorithm, listener: Listener
 ) -> list[Decision]:
-    storage = optuna_storage(database)
-    database.guard(storage)
     decisions: list[Decision] = []
     earlier: list[Explored] = []
-    while (stage := algorithm.next_stage(decisions)) is not None:
-        record = database.stage(study, stage.index, stage.name, stage.domain_digest)
-        if record.decision is not None:
-            listener(StageDecided(record.decision))
-            decisions.append(record.decision)
-            earlier.append(explored(stage, database.trials(record)))
-            continue
-        runner = StageRunner(study.definition, stage, record, earlier, database, evaluations, storage, listener)
-        decisions.append(runner.run())
-        earlier.append(runner.explored())
+    with _guarded_storage(database) as storage:
+        while (stage := algorithm.next_stage(decisions)) is not None:
+            record = database.stage(study, stage.index, stage.name, stage.domain_digest)
+            if record.decision is not None:
+                listener(StageDecided(record.decision))
+                decisions.append(record.decision)
+                earlier.append(explored(stage, database.trials(record)))
+                continue
+            runner = StageRunner(study.definition, stage, record, earlier, database, evaluations, storage, listener)
+            decisions.append(runner.run())
+            earlier.append(runner.explored())
     if isinstance(algorithm, Frontier):
         record_front(database, study, algorithm, earlier[0], evaluations, listener)
     return decisions
+
+
+@contextmanager
+def _guarded_storage(database: StudyDatabase) -> Iterator[RDBStorage]:
+    """Optuna's storage, which commits only under the lease; its connections are closed with the run."""
+    storage = optuna_storage(database)
+    database.guard(storage)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 @contextmanager

@@ -213,3 +213,18 @@ def test_a_study_whose_process_unwinds_is_free_at_once(database: StudyDatabase, 
         run_study(database, study, Acting(1, lambda: fail(Killed())))
     recorded = database.study(study.name)
     assert (recorded.state, recorded.owner) == (StudyState.RUNNING, None)
+
+
+@pytest.mark.slow
+def test_runs_leave_no_connections_behind(database: StudyDatabase, tmp_path: Path) -> None:
+    """A daemon runs study after study on one database object."""
+
+    def connections() -> int:
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return sum(str(link.resolve()).startswith(str(tmp_path / "study.db")) for link in links)
+
+    counts = []
+    for name in ("one", "two", "three"):
+        run_study(database, database.add_study(definition(name, iterations=1, initial=1)), SimulatedExecutor())
+        counts.append(connections())
+    assert counts[0] == counts[2]
