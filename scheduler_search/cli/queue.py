@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from scheduler_search.cli.progress import watch
 from scheduler_search.cli.render import plain_table
 from scheduler_search.cli.stopping import stop_on
-from scheduler_search.errors import StudyConflictError
+from scheduler_search.errors import StudyConflictError, StudyNotFoundError
 from scheduler_search.study import read_study_file
 from scheduler_search.study.states import StudyState
 
@@ -39,9 +40,8 @@ def submit_study(url: str, study_file: Path, priority: int) -> None:
 
     definition = read_study_file(study_file)
     with StudyDatabase.open(url) as database:
-        for study in database.studies():
-            if study.name == definition.name:
-                _refuse_ended(study)
+        with suppress(StudyNotFoundError):
+            _refuse_ended(database.study(definition.name))
         study = database.submit(definition, priority)
     _say(f"study {study.name} is {study.state.value}{_priority(study)}; next: {_next_step(study)}")
 

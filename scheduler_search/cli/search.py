@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from scheduler_search.cli.lease import wait_for_lease
 from scheduler_search.cli.progress import watch
 from scheduler_search.cli.render import bar_chart
 from scheduler_search.cli.stopping import stop_on
+from scheduler_search.errors import StudyNotFoundError
 from scheduler_search.study import StudyDefinition, read_study_file
 from scheduler_search.study.states import StudyState
 
@@ -37,9 +39,8 @@ def launch_study(url: str, study_file: Path) -> None:
     if database_exists(url):
         with StudyDatabase.open(url, create=False) as database:
             database.check_definition(definition)
-            for study in database.studies():
-                if study.name == definition.name:
-                    wait_for_lease(database, study)
+            with suppress(StudyNotFoundError):
+                wait_for_lease(database, database.study(definition.name))
     executor, algorithm = prepare(definition)
     with StudyDatabase.open(url) as database:
         _run(database, database.add_study(definition), executor, algorithm)
