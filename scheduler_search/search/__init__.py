@@ -1,13 +1,10 @@
 """The search: which candidate is tried next, and which one is decided on.
 
 Knows: G-Search, P-Sigmoid, their stages, the surrogate model and the baselines. Does not know: databases, clocks,
-models or data; it is told scores and returns candidates. Importing it loads neither torch nor Optuna; ``GivenSampler``
-does.
+models or data; it is told scores and returns candidates. Importing it loads neither torch nor Optuna.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from scheduler_search.search.algorithm import Algorithm, algorithm_for
 from scheduler_search.search.baselines import Baseline, baselines
@@ -18,9 +15,6 @@ from scheduler_search.search.race import Race, race_for
 from scheduler_search.search.stage import CANDIDATE, Candidate, Effort, Stage
 from scheduler_search.search.surrogate import next_batch
 
-if TYPE_CHECKING:
-    from scheduler_search.search.sampler import GivenSampler
-
 __all__ = [
     "CANDIDATE",
     "Algorithm",
@@ -29,7 +23,6 @@ __all__ = [
     "Effort",
     "Explored",
     "GSearch",
-    "GivenSampler",
     "MeanKeepRate",
     "Observation",
     "PSigmoid",
@@ -44,12 +37,3 @@ __all__ = [
     "observe",
     "race_for",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """Import Optuna only for those who ask for its samplers."""
-    if name == "GivenSampler":
-        from scheduler_search.search.sampler import GivenSampler
-
-        return GivenSampler
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,63 +1,20 @@
-"""Optuna's side of a suggestion: a sampler that returns what was decided, and Optuna's own samplers in its place.
+"""Optuna's own samplers in the place of ours.
 
-Knows: Optuna. Does not know: how a suggestion comes about (``surrogate``), who evaluates and tells. A stage's Optuna
-study has one integer parameter, ``candidate``.
+Knows: Optuna. Does not know: how our suggestions come about (``surrogate``), or who evaluates and tells.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GPSampler, TPESampler
-from optuna.trial import FrozenTrial
+from optuna.samplers import GPSampler, TPESampler
 
-from scheduler_search.errors import SearchError
 from scheduler_search.search.observation import Observation
 from scheduler_search.search.stage import CANDIDATE, Stage
 from scheduler_search.search.surrogate import unseen
-
-
-class GivenSampler(BaseSampler):
-    """Suggests the one candidate it was given; a trial that has its parameter already keeps it."""
-
-    def __init__(self, stage: Stage, candidate: int) -> None:
-        self._stage = stage
-        self._candidate = candidate
-
-    def infer_relative_search_space(
-        self,
-        study: optuna.Study,  # noqa: ARG002
-        trial: FrozenTrial,  # noqa: ARG002
-    ) -> dict[str, BaseDistribution]:
-        """The one parameter, also before any trial has it."""
-        return {CANDIDATE: _distribution(self._stage)}
-
-    def sample_relative(
-        self,
-        study: optuna.Study,  # noqa: ARG002
-        trial: FrozenTrial,  # noqa: ARG002
-        search_space: dict[str, BaseDistribution],  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """The candidate of the trial."""
-        return {CANDIDATE: self._candidate}
-
-    def sample_independent(
-        self,
-        study: optuna.Study,  # noqa: ARG002
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Refuse: Optuna asks for it only where a parameter is not the one of the stage."""
-        raise SearchError(
-            f"a trial has the one parameter {CANDIDATE!r}, an integer over all candidates of its stage",
-            actual=f"{param_name!r}, {param_distribution}",
-            place=f"stage {self._stage.name!r}, trial {trial.number}",
-        )
 
 
 def stand_in(name: str, stage: Stage, observations: Sequence[Observation], size: int, seed: int) -> tuple[int, ...]:

@@ -81,13 +81,6 @@ def test_importing_the_search_loads_no_heavy_library() -> None:
     code = (
         "import sys, scheduler_search.search as search; search.baselines; search.next_batch;"
         "heavy = {'torch', 'botorch', 'gpytorch', 'optuna', 'sqlalchemy', 'transformers'} & set(sys.modules);"
-        "assert not heavy, heavy; search.GivenSampler; assert 'optuna' in sys.modules"
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
-    import scheduler_search.search as search
-
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        search.nothing  # noqa: B018

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 
 import optuna
 import pytest
-from optuna.trial import Trial
 
-from scheduler_search.errors import SearchError
-from scheduler_search.search import CANDIDATE, GivenSampler, Observation, next_batch
+from scheduler_search.search import Observation, next_batch
 from tests.search.simulated import observe_candidate, run_stage, stage_of, threshold_scores
 
 SAMPLERS = ["expected-improvement", "random", "tpe", "gp"]
@@ -24,38 +22,6 @@ def quiet() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     yield
     optuna.logging.set_verbosity(verbosity)
-
-
-def _study(storage: optuna.storages.BaseStorage, candidate: int) -> optuna.Study:
-    study = optuna.create_study(storage=storage, study_name="stage", direction="maximize", load_if_exists=True)
-    study.sampler = GivenSampler(STAGE, candidate)
-    return study
-
-
-def _suggested(trial: Trial) -> int:
-    return trial.suggest_int(CANDIDATE, 0, len(STAGE.candidates) - 1)
-
-
-def test_a_trial_gets_the_candidate_that_was_given_and_keeps_it() -> None:
-    storage = optuna.storages.InMemoryStorage()
-    trial = _study(storage, 17).ask()
-    assert _suggested(trial) == 17
-    again = Trial(_study(storage, 23), trial._trial_id)
-    assert _suggested(again) == 17
-
-
-def test_a_trial_that_lost_its_process_before_its_parameter_gets_the_candidate() -> None:
-    storage = optuna.storages.InMemoryStorage()
-    trial = _study(storage, 17).ask()
-    again = Trial(_study(storage, 23), trial._trial_id)
-    assert _suggested(again) in (17, 23)  # what was sampled with the trial, or what is given now
-    assert _suggested(again) == _suggested(again)
-
-
-def test_another_parameter_is_refused() -> None:
-    trial = _study(optuna.storages.InMemoryStorage(), 17).ask()
-    with pytest.raises(SearchError, match="one parameter 'candidate'"):
-        trial.suggest_int("layer", 0, 3)
 
 
 def _run(name: str) -> list[int]:
