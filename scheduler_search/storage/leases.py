@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy import ColumnElement, event, or_, select
+from sqlalchemy import ColumnElement, bindparam, event, or_, select
 from sqlalchemy.orm import Session
 
 from scheduler_search.errors import LeaseLostError
@@ -21,13 +21,18 @@ from scheduler_search.storage import queries
 from scheduler_search.storage.connection import Connection
 from scheduler_search.storage.refusals import lease_held
 from scheduler_search.storage.retries import retried
-from scheduler_search.storage.tables import StudyRow
+from scheduler_search.storage.tables import StudyRow, Table
 from scheduler_search.study.states import Holder, Lease, StudyRecord, StudyState
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 SILENT_SECONDS = 15.0
+
+# Asked in every transaction: made once and without objects, it takes a fifth of the time.
+_STUDIES = Table.metadata.tables[StudyRow.__tablename__]
+_PRESENT = select(_STUDIES.c.epoch, _STUDIES.c.state, _STUDIES.c.owner).where(_STUDIES.c.id == bindparam("study"))
+_PRESENT_LOCKED = _PRESENT.with_for_update(read=True)
 
 
 class Leases(Connection):
@@ -124,10 +129,7 @@ def require(session: Session, lease: Lease, *, lock: bool = False) -> None:
     Args:
         lock: keep it from being claimed until the transaction ends, for sessions without the database's write lock.
     """
-    # Asked in every transaction: without objects, it takes a third of the time.
-    columns = StudyRow.__table__.c
-    query = select(columns.epoch, columns.state, columns.owner).where(columns.id == lease.study_id)
-    found = session.execute(query.with_for_update(read=True) if lock else query).one_or_none()
+    found = session.execute(_PRESENT_LOCKED if lock else _PRESENT, {"study": lease.study_id}).one_or_none()
     if found is None or found.epoch != lease.epoch:
         raise LeaseLostError(
             "only the coordinator that holds a study's lease writes to it",

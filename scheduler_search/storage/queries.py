@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TypeVar
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, bindparam, select
 from sqlalchemy.orm import Session
 
 from scheduler_search.errors import DatabaseError
@@ -17,6 +17,15 @@ from scheduler_search.storage.tables import ChunkScoreRow, ScheduleRow, StudyRow
 from scheduler_search.study.states import StageRecord, StudyRecord, TrialRecord
 
 _Row = TypeVar("_Row", bound=Table)
+
+# Asked for every chunk, so made once.
+_SCORE = Table.metadata.tables[ChunkScoreRow.__tablename__].c
+_SCORES = (
+    select(_SCORE.chunk, _SCORE.score)
+    .where(_SCORE.evaluation_id == bindparam("evaluation"))
+    .order_by(_SCORE.chunk, _SCORE.sample)
+)
+_SCORES_OF_CHUNK = _SCORES.where(_SCORE.chunk == bindparam("chunk"))
 
 
 def get(session: Session, kind: type[_Row], identity: int, place: str) -> _Row:
@@ -62,9 +71,6 @@ def schedule(of: StudyRecord, version: int | None, target: str) -> Select[Schedu
 
 def scores(session: Session, evaluation: int, chunk: int | None = None) -> dict[int, tuple[float, ...]]:
     """Scores by chunk of all recorded chunks, or of one."""
-    columns = ChunkScoreRow.__table__.c
-    query = select(columns.chunk, columns.score).where(columns.evaluation_id == evaluation)
-    if chunk is not None:
-        query = query.where(columns.chunk == chunk)
-    ordered = session.execute(query.order_by(columns.chunk, columns.sample))
+    query = _SCORES if chunk is None else _SCORES_OF_CHUNK
+    ordered = session.execute(query, {"evaluation": evaluation, "chunk": chunk})
     return {number: tuple(score for _, score in group) for number, group in groupby(ordered, lambda row: row[0])}
