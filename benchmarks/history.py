@@ -79,8 +79,8 @@ def _copied(
     if _has_identity(table.name):
         rows = rows.where(originals.c[_identity(table)] <= offsets[table.name])
     else:
-        (column, referenced), *_ = references.items()
-        rows = rows.where(originals.c[column] <= offsets[referenced])
+        (name, referenced), *_ = references.items()
+        rows = rows.where(originals.c[name] <= offsets[referenced])
     return sqlalchemy.insert(table).from_select([column.name for column in originals.c], rows)
 
 
