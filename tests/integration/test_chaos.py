@@ -64,6 +64,7 @@ class Chaos:
     def __init__(self, moments: random.Random, server: PostgresServer | None) -> None:
         self._moments = moments
         self._server = server
+        self._kinds: list[str] = []
         self.kills: Counter[str] = Counter()
         self.repeated = 0
         self.studies = 0
@@ -89,7 +90,7 @@ class Chaos:
 
     def _kill(self, url: str, folder: Path, running: list[ForkServerProcess]) -> bool:
         """Kill something at a random moment; False where everything had ended by then."""
-        kind = self._moments.choice(["coordinator", "both of two", *(["PostgreSQL"] if self._server else [])])
+        kind = self._next_kind()
         if kind == "both of two" and len(running) == 1:
             running.append(self._start(url, folder))
         longest = LONGEST_LIFE
@@ -109,6 +110,13 @@ class Chaos:
             process.join()
         self.kills[kind] += 1
         return True
+
+    def _next_kind(self) -> str:
+        """All kinds equally often, in a random order."""
+        if not self._kinds:
+            self._kinds = ["coordinator", "both of two", *(["PostgreSQL"] if self._server else [])]
+            self._moments.shuffle(self._kinds)
+        return self._kinds.pop()
 
     @staticmethod
     def _await_chunk(folder: Path, running: list[ForkServerProcess]) -> None:
