@@ -19,14 +19,17 @@ $(VENV)/.dev: $(VENV)/.search
 	$(PIP) --group dev
 	touch $@
 
+# A file's tests stay in one process: what they set up together, they set up once.
+ON_TWO_CORES = --numprocesses 2 --dist loadfile
+
 quickstart: $(VENV)/.search
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/quickstart.sh
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ON_TWO_CORES)
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(ON_TWO_CORES)
 
 chaos: $(VENV)/.dev
 	CHAOS_KILLS=200 $(BIN)/python -m pytest -s tests/integration/test_chaos.py
