@@ -108,4 +108,7 @@ def driver_errors(server: Server, url: URL) -> Iterator[None]:
             raise ConnectionLostError(
                 "the study database must be reachable", actual=reason, place=shown(url)
             ) from error
-        raise DatabaseError("the study database must be usable", actual=reason, place=shown(url)) from error
+        full = "disk is full" in reason or "No space left" in reason
+        remedy = "free some space, then `scheduler-search resume` the study; nothing is lost" if full else None
+        rule = "the study database must be usable"
+        raise DatabaseError(rule, actual=reason, place=shown(url), remedy=remedy) from error
