@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n{algorithm}\n\n{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}", flush=True)
         costs: list[Cost] = []
         scores: list[tuple[float, ...]] = []
-        for variant in VARIANTS:
+        for variant in VARIANTS[: options.variants]:
             if algorithm == "p-sigmoid" and not variant.greedy:
                 continue  # it has no layers to refine
             settings = {**variant.settings, **(variant.greedy if algorithm == "g-search" else {})}
@@ -167,6 +167,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--algorithms", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument("--samples", type=int, default=256, help="of the search split (default: 256)")
     parser.add_argument("--validation", type=int, default=600, help="samples (default: 600)")
+    parser.add_argument("--variants", type=int, default=len(VARIANTS), help="only the first so many, at least two")
     parser.add_argument("--seed", type=int, default=0, help="of the study (default: 0)")
     parser.add_argument("--seeds", type=int, default=1, help="studies that the scores are compared on (default: 1)")
     parser.add_argument("--penalty", type=float, help="of G-Search, per keep rate; the quickstart's without it")

@@ -149,7 +149,7 @@ def edit(storage: RDBStorage, how: str) -> None:
         optuna.delete_study(study_name=first, storage=storage)
         again = optuna.create_study(study_name=first, storage=storage, direction="maximize")
         fixed = optuna.distributions.IntDistribution(0, 16)
-        again.enqueue_trial({"candidate": candidate + 1})
+        again.enqueue_trial({"candidate": (candidate + 1) % 17})
         again.ask({"candidate": fixed})
     elif how == "told":
         (running,) = (trial for trial in study.trials if not trial.state.is_finished())
