@@ -13,7 +13,7 @@ import numpy
 
 from scheduler_search.search.front import Front
 from scheduler_search.search.matern import Array, MaternProcess
-from scheduler_search.search.observation import Observation
+from scheduler_search.search.observation import Observation, unseen
 from scheduler_search.search.stage import Stage
 
 # Improvements that differ by less than this are equal.
@@ -38,7 +38,7 @@ def next_points(stage: Stage, observations: Sequence[Observation], seed: int) ->
         return (stage.anchor,)[:size]
     if number <= stage.effort.initial:
         return _spread(stage, observations, seed, min(size, 1 + stage.effort.initial - number))
-    free = _free(stage, observations)
+    free = list(unseen(stage, observations))
     coordinates = _features(stage, free)
     process, known = _settled(stage, observations)
     chosen: list[int] = []
@@ -102,7 +102,7 @@ def _spread(stage: Stage, observations: Sequence[Observation], seed: int, size: 
 
     The sequence starts where the seed says, and does not depend on what was observed.
     """
-    free = _free(stage, observations)
+    free = list(unseen(stage, observations))
     start = numpy.random.Generator(numpy.random.PCG64(seed)).random(2)
     chosen: list[int] = []
     for number in range(len(observations), len(observations) + size):
@@ -110,11 +110,6 @@ def _spread(stage: Stage, observations: Sequence[Observation], seed: int, size: 
         distances = ((_features(stage, free) - target) ** 2).sum(1)
         chosen.append(free.pop(int(distances.argmin())))
     return tuple(chosen)
-
-
-def _free(stage: Stage, observations: Sequence[Observation]) -> list[int]:
-    seen = {one.candidate for one in observations}
-    return [candidate for candidate in range(len(stage.candidates)) if candidate not in seen]
 
 
 def _features(stage: Stage, candidates: Sequence[int]) -> Array:

@@ -154,3 +154,9 @@ def incumbent(stage: Stage, observations: Sequence[Observation]) -> Observation:
     top = max(observation.objective for observation in complete)
     ties = [observation for observation in complete if observation.objective >= top - TIE]
     return min(ties, key=lambda observation: observation.candidate)
+
+
+def unseen(stage: Stage, observations: Sequence[Observation]) -> tuple[int, ...]:
+    """The candidates without an observation, in order of preference."""
+    seen = {observation.candidate for observation in observations}
+    return tuple(index for index in range(len(stage.candidates)) if index not in seen)

@@ -12,9 +12,8 @@ import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import GPSampler, TPESampler
 
-from scheduler_search.search.observation import Observation
+from scheduler_search.search.observation import Observation, unseen
 from scheduler_search.search.stage import CANDIDATE, Stage
-from scheduler_search.search.surrogate import unseen
 
 
 def stand_in(name: str, stage: Stage, observations: Sequence[Observation], size: int, seed: int) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import numpy
 from scheduler_search.errors import SearchError
 from scheduler_search.search.curve import Array, Points, believe
 from scheduler_search.search.improvement import Contest
-from scheduler_search.search.observation import Explored, Observation, incumbent
+from scheduler_search.search.observation import Explored, Observation, incumbent, unseen
 from scheduler_search.search.stage import Stage
 
 SAMPLERS = ("expected-improvement", "random", "tpe", "gp")
@@ -85,12 +85,6 @@ def models_curves(stage: Stage, name: str) -> bool:
 def enumerates(stage: Stage, name: str = "expected-improvement") -> bool:
     """Whether all candidates are tried in order of preference: where they fit into trials that cannot end early."""
     return stage.enumerated and not (models_curves(stage, name) and stage.effort.tolerance)
-
-
-def unseen(stage: Stage, observations: Sequence[Observation]) -> tuple[int, ...]:
-    """The candidates without an observation, in order of preference."""
-    seen = {observation.candidate for observation in observations}
-    return tuple(index for index in range(len(stage.candidates)) if index not in seen)
 
 
 def derived_seed(seed: int, stage: Stage, number: int) -> int:
