@@ -165,7 +165,7 @@ def _differences(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], saved
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="cost of searches, saving by saving")
     parser.add_argument("--algorithms", nargs="+", choices=list(FILES), default=list(FILES))
-    parser.add_argument("--samples", type=int, default=256, help="of the search split (default: 256)")
+    parser.add_argument("--samples", type=int, default=512, help="of the search split (default: 512)")
     parser.add_argument("--validation", type=int, default=600, help="samples (default: 600)")
     parser.add_argument("--variants", type=int, default=len(VARIANTS), help="only the first so many, at least two")
     parser.add_argument("--seed", type=int, default=0, help="of the study (default: 0)")
