@@ -16,6 +16,8 @@ from scheduler_search.study.values import ChunkResult, ChunkTask
 from tests.coordinator.simulated import SimulatedExecutor
 from tests.coordinator.test_run import Killed, definition, snapshot
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:

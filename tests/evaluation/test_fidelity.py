@@ -28,6 +28,8 @@ from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import ChunkTask
 from tests.evaluation.conftest import FULL, LAYERS, REDUCED, uniform_from_second, write_jsonl
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., StudyDefinition]
 PREFILL, GENERATE = Decoding("prefill", 16), Decoding("generate", 6)
 

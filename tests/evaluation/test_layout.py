@@ -21,6 +21,8 @@ from scheduler_search.study.values import ChunkTask
 from tests.evaluation.conftest import FULL, REDUCED, write_image, write_jsonl
 from tests.evaluation.test_prefixes import LARGE, assert_same, recorded, results, tasks_of
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["recorded"]
 Make = Callable[..., StudyDefinition]
 WORDS = (3, 30, 4, 90, 5, 200, 80, 31)  # of the questions; 64 vision tokens and one more come with each

@@ -12,6 +12,8 @@ from scheduler_search.search.front_search import expected_gains, expected_improv
 from scheduler_search.search.matern import Hyperparameters, MaternProcess
 from tests.search.front_surface import SAMPLES, Population, explore, frontier
 
+pytestmark = pytest.mark.slow
+
 STAGE = frontier().stage
 COLUMNS = (numpy.arange(2000) + 0.5) / 2000
 

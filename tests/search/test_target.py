@@ -15,6 +15,8 @@ from scheduler_search.search.frontier import CHEAPEST
 from scheduler_search.search.target import SHOWN, Choice, Target, choose, summary
 from tests.search.front_surface import SAMPLES, Population, explore, frontier
 
+pytestmark = pytest.mark.slow
+
 FRONTIER = frontier()
 DOMAIN = FRONTIER.domain
 FULL = DOMAIN.cost((1.0,) * 12) / 1e12
