@@ -69,10 +69,9 @@ class GSearch:
 
     def next_stage(self, decisions: Sequence[Decision]) -> Stage | None:
         """The stage of the next layer; None after the last layer and where no token is left to remove."""
-        searched = self.searched_layers
-        previous = round(decisions[-1].value * self.max_vision_tokens) if decisions else self.max_vision_tokens
-        if len(decisions) >= len(searched) or previous == 0:
+        if self.is_over(decisions):
             return None
+        searched, previous = self.searched_layers, self._tokens_left(decisions)
         return Stage(
             index=len(decisions),
             name=f"layer-{searched[len(decisions)]:02d}",
@@ -82,9 +81,16 @@ class GSearch:
             effort=self.effort,
         )
 
+    def is_over(self, decisions: Sequence[Decision]) -> bool:
+        """Whether no stage follows: after the last layer, and where no token is left to remove."""
+        return len(decisions) >= self.stages or self._tokens_left(decisions) == 0
+
     def final(self, decisions: Sequence[Decision]) -> tuple[float, ...]:
         """Keep rates of all layers; 1.0 before the first decision, the last decided rate after the last."""
         return self._rates([decision.value for decision in decisions])
+
+    def _tokens_left(self, decisions: Sequence[Decision]) -> int:
+        return round(decisions[-1].value * self.max_vision_tokens) if decisions else self.max_vision_tokens
 
     def _candidate(self, decisions: Sequence[Decision], count: int) -> Candidate:
         rate = count / self.max_vision_tokens

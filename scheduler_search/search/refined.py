@@ -62,7 +62,7 @@ class RefinedGSearch:
     def _greedy(self, decisions: Sequence[Decision]) -> Sequence[Decision]:
         """The decisions of the greedy stages."""
         for number in range(len(decisions)):
-            if self.greedy.next_stage(decisions[:number]) is None:
+            if self.greedy.is_over(decisions[:number]):
                 return decisions[:number]
         return decisions
 
