@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(
         parsed.seeds, tuple(parsed.budgets), parsed.samples, parsed.test, tuple(parsed.searches), parsed.oracle
     )
-    models = {"testbed": TESTBED} | ({"control": str(parsed.control)} if parsed.control else {})
+    models = {} if parsed.control_only else {"testbed": TESTBED}
+    models |= {"control": str(parsed.control)} if parsed.control else {}
     with _database(parsed.database) as database:
         for label, model in models.items():
             cells = _compare(database, label, model, options)
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="searched schedules against baselines at matched FLOPs")
     parser.add_argument("--control", type=Path, help="checkpoint of the testbed trained without the attention penalty")
+    parser.add_argument("--control-only", action="store_true", help="not the testbed model: its table is known")
     parser.add_argument("--seeds", type=int, default=5, help="searches per budget (default: 5)")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="mean keep rates")
     parser.add_argument("--samples", type=int, default=256, help="of the search split (default: 256)")
