@@ -18,10 +18,19 @@ from scheduler_search.study.values import ChunkTask, Executor, SplitDescription,
 
 @dataclass(frozen=True)
 class Request:
-    """A reduction to be scored, to the end, or as far as its race goes."""
+    """A reduction to be scored, to the end, or as far as its race goes.
+
+    ``shared_layers`` and ``branch_layers`` are hints for the executor (``ChunkTask``) that change no score and no key.
+    """
 
     reduction: Reduction
     race: Race | None = None
+    shared_layers: int = 0
+    branch_layers: int = 0
+
+    def task(self, split: SplitName, chunk: int) -> ChunkTask:
+        """One chunk of it."""
+        return ChunkTask(split, chunk, self.reduction, self.shared_layers, self.branch_layers)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: somebody asked for it
@@ -51,19 +60,14 @@ class Evaluations:
         description = self._executor.split(split)
         return evaluation_key(description.context_digest, reduction, description.vision_tokens)
 
-    def scores(self, split: SplitName, reduction: Reduction, shared_layers: int = 0) -> tuple[float, ...]:
+    def scores(self, split: SplitName, reduction: Reduction) -> tuple[float, ...]:
         """Scores in [0, 1] of all samples, in the order of the split.
 
         A chunk is recorded as soon as it is there, so an interruption costs at most the chunks in flight.
-
-        Args:
-            shared_layers: a hint for the executor, see ``ChunkTask``; neither scores nor keys depend on it.
         """
-        return self.read(split, [Request(reduction)], shared_layers)[0]
+        return self.read(split, [Request(reduction)])[0]
 
-    def read(
-        self, split: SplitName, requests: Sequence[Request], shared_layers: int = 0
-    ) -> tuple[tuple[float, ...], ...]:
+    def read(self, split: SplitName, requests: Sequence[Request]) -> tuple[tuple[float, ...], ...]:
         """Scores of each request, in the order of the split, up to the chunk in which its race was given up.
 
         The requests share the executor: chunk by chunk, all of them, as long as each is in its race. A race reads its
@@ -75,7 +79,7 @@ class Evaluations:
         """
         description = self._executor.split(split)
         readings = {request.reduction: self._reading(description, request) for request in requests}
-        tasks = _tasks(split, description.chunks, readings, shared_layers)
+        tasks = _tasks(split, description.chunks, requests, readings)
         for result in self._executor.run(itertools.takewhile(lambda _: not self._stop(), tasks)):
             reading = readings[result.task.reduction]
             self._database.add_chunk(reading.evaluation, result.task.chunk, result.scores)
@@ -138,10 +142,10 @@ class _Reading:
 
 
 def _tasks(
-    split: SplitName, chunks: int, readings: dict[Reduction, _Reading], shared_layers: int
+    split: SplitName, chunks: int, requests: Sequence[Request], readings: dict[Reduction, _Reading]
 ) -> Iterator[ChunkTask]:
     """What is missing, asked anew before each task: executors take tasks one by one, as they get to them."""
     for chunk in range(chunks):
-        for reduction, reading in readings.items():
-            if reading.needs(chunk):
-                yield ChunkTask(split, chunk, reduction, shared_layers)
+        for request in requests:
+            if readings[request.reduction].needs(chunk):
+                yield request.task(split, chunk)

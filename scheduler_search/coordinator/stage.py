@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from optuna.storages import BaseStorage
@@ -137,7 +137,7 @@ class StageRunner:
     def _observe(self, candidates: Sequence[int]) -> dict[int, Observation]:
         """Score candidates that race against the best of the trials before them, not against each other."""
         requests = [self._request(candidate) for candidate in candidates]
-        scores = self._evaluations.read("search", requests, self._stage.shared_layers) if requests else ()
+        scores = self._evaluations.read("search", requests) if requests else ()
         found = dict(zip(candidates, scores, strict=True))
         self._scores.update(found)
         anchor = self._whole_scores(self._stage.anchor) if found else ()
@@ -145,16 +145,20 @@ class StageRunner:
 
     def _request(self, candidate: int) -> Request:
         if not self._observations:
-            return Request(self._reduction(candidate))
+            return self._whole(candidate)
         best = incumbent(self._stage, self._leading)
         best_scores, anchor_scores = self._whole_scores(best.candidate), self._whole_scores(self._stage.anchor)
-        return Request(self._reduction(candidate), race_for(self._stage, candidate, best, best_scores, anchor_scores))
+        race = race_for(self._stage, candidate, best, best_scores, anchor_scores)
+        return replace(self._whole(candidate), race=race)
+
+    def _whole(self, candidate: int) -> Request:
+        branch = self._stage.candidates[candidate].branch_layers
+        return Request(self._reduction(candidate), None, self._stage.shared_layers, branch)
 
     def _whole_scores(self, candidate: int) -> tuple[float, ...]:
         """Scores of a candidate whose trial is complete, from the database where another process ran it."""
         if candidate not in self._scores:
-            reduction = self._reduction(candidate)
-            self._scores[candidate] = self._evaluations.scores("search", reduction, self._stage.shared_layers)
+            self._scores[candidate] = self._evaluations.read("search", [self._whole(candidate)])[0]
         return self._scores[candidate]
 
     def _reduction(self, candidate: int) -> Reduction:

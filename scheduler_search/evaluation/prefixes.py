@@ -67,16 +67,21 @@ class PrefixStore:
             best.used = self._uses
         start = None if best is None else best.prefix
         first = 0 if start is None else start.layer
-        capture = task.shared_layers if first < task.shared_layers < len(task.reduction.keep_rates) else None
+        wanted = (task.shared_layers, task.branch_layers)
+        capture = next((layer for layer in wanted if first < layer < len(task.reduction.keep_rates)), None)
         return PrefixRun(task.reduction, start, capture)
 
     def keep(self, task: ChunkTask, part: int, run: PrefixRun) -> None:
-        """Keep what the part's run captured, instead of the prefixes that lead to it, if memory allows."""
+        """Keep what the part's run captured, if memory allows.
+
+        It replaces those that lead to it and that nothing which follows will start from: the candidates of a stage
+        share one prefix, and some of them share branches of it.
+        """
         if run.captured is None:
             return
         prefix, place = run.captured.to(torch.device("cpu")), _place(task, part)
-        group = _group(task.split, prefix)
-        passed = [entry for entry in self._entries.get(place, []) if _leads_to(entry.prefix, prefix)]
+        group = _group(task, prefix)
+        passed = [entry for entry in self._entries.get(place, []) if _replaces(prefix, entry.prefix, task)]
         needed = self.bytes + prefix.bytes - sum(entry.prefix.bytes for entry in passed) - self._budget
         others = [] if needed <= 0 else self._others(group, passed)
         if needed > sum(entry.prefix.bytes for _, entry in others):
@@ -114,14 +119,15 @@ def _place(task: ChunkTask, part: int) -> Place:
     return task.split, task.chunk, part
 
 
-def _group(split: SplitName, prefix: Prefix) -> _Group:
+def _group(task: ChunkTask, prefix: Prefix) -> _Group:
     reduction: Reduction = prefix.reduction
-    return _Group(split, reduction.keep_rates[: prefix.layer], (reduction.entry_rule, reduction.rule))
+    shared = min(prefix.layer, task.shared_layers)
+    return _Group(task.split, reduction.keep_rates[:shared], (reduction.entry_rule, reduction.rule))
 
 
-def _leads_to(first: Prefix, second: Prefix) -> bool:
+def _replaces(newcomer: Prefix, other: Prefix, task: ChunkTask) -> bool:
     return (
-        first.layer <= second.layer
-        and same_rules(first.reduction, second.reduction)
-        and second.counts[: first.layer] == first.counts
+        other.layer < max(task.shared_layers, 1)
+        and same_rules(other.reduction, newcomer.reduction)
+        and newcomer.counts[: other.layer] == other.counts
     )

@@ -14,6 +14,7 @@ from scheduler_search.errors import SearchError
 from scheduler_search.schedule.budget import sigmoid_rates_for_flops
 from scheduler_search.schedule.cost import ModelShape, SplitCost
 from scheduler_search.schedule.families import sigmoid
+from scheduler_search.search.sharing import with_branches
 from scheduler_search.search.stage import Candidate, Effort, Stage
 from scheduler_search.search.steepness import SplitCounts, steepest, steepness_coordinate, steepness_grid
 from scheduler_search.study.states import Decision
@@ -104,7 +105,8 @@ class PSigmoid:
             key = counts(rates)
             if key not in distinct:
                 distinct[key] = Candidate(k, rates, 0.0, (steepness_coordinate(k, end),), cost(rates))
-        return tuple(sorted(distinct.values(), key=lambda candidate: (candidate.flops, candidate.value)))
+        ordered = sorted(distinct.values(), key=lambda candidate: (candidate.flops, candidate.value))
+        return tuple(with_branches(ordered, counts, sum(self.text_tokens)))
 
     def _rates(self, k: float) -> tuple[float, ...]:
         if isinstance(self.budget, MeanKeepRate):

@@ -7,7 +7,7 @@ chosen (``surrogate``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from typing import Literal
@@ -29,6 +29,8 @@ class Candidate:
         penalty: what the objective subtracts from the mean score: lambda * r (seed 003, equation 2), 0 for P-Sigmoid.
         features: coordinates of the surrogate model, each in [0, 1], with the same meaning in all stages of a study.
         flops: mean prefill FLOPs over the search split.
+        branch_layers: number of first layers in which other candidates keep what it keeps, where that spares most of
+            their work (``sharing``); 0 for none. It changes no score.
     """
 
     value: float
@@ -36,6 +38,7 @@ class Candidate:
     penalty: float
     features: tuple[float, ...]
     flops: float
+    branch_layers: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy
+
+    Integers = numpy.typing.NDArray[numpy.int64]
 
 # Neighbouring layers are at least 1/2 from the midpoint, so beyond this k the rates differ from their limit by less
 # than e^-512: no keep count can change any more.
@@ -18,19 +24,28 @@ _AXIS = 129
 
 
 class SplitCounts:
-    """Keep counts of all samples of a split as one hashable value: equal values are one evaluation."""
+    """Keep counts of all samples of a split as one hashable value: equal values are one evaluation.
+
+    ``samples`` has the number of samples of each different N, in increasing order of N.
+    """
 
     def __init__(self, vision_tokens: Sequence[int]) -> None:
         import numpy  # 80 ms that an import of the package does not owe
 
-        self._tokens = numpy.array(sorted(set(vision_tokens)), dtype=numpy.float64)[:, None]
+        sizes, self.samples = numpy.unique(numpy.asarray(vision_tokens), return_counts=True)
+        self._tokens = sizes.astype(numpy.float64)[:, None]
 
-    def __call__(self, keep_rates: Sequence[float]) -> bytes:
-        """Counts under ``keep_rates``, rounded as by ``counts.keep_count``."""
+    def array(self, keep_rates: Sequence[float]) -> Integers:
+        """Counts under ``keep_rates``, rounded as by ``counts.keep_count``; [S, L] for S different N, increasing."""
         import numpy  # see __init__
 
         kept = numpy.clip(numpy.floor(numpy.asarray(keep_rates) * self._tokens + 0.5), 0.0, self._tokens)
-        return kept.astype(numpy.int64).tobytes()
+        counts: Integers = kept.astype(numpy.int64)
+        return counts
+
+    def __call__(self, keep_rates: Sequence[float]) -> bytes:
+        """The same as one hashable value."""
+        return self.array(keep_rates).tobytes()
 
 
 def steepest(counts_at: Callable[[float], Hashable]) -> float:

@@ -90,7 +90,11 @@ _ONLY_FOR = {
 
 # What a study gets that names none of it. Beside these, seed 003's own procedure tries everything to the end.
 _FAITHFUL = {"initial": 10, "race_delta": 0.0, "tolerance": 0.0, "refine": False}
-_INITIAL = {"g-search": 2, "p-sigmoid": 3, "frontier": 12}
+_SPARING: dict[str, dict[str, Any]] = {
+    "g-search": {"initial": 2, "tolerance": 0.001},  # of each of its many stages
+    "p-sigmoid": {"initial": 3, "tolerance": 0.002},
+    "frontier": {"initial": 12, "tolerance": 0.001},
+}
 _SAVINGS = {"refine": False, "race_delta": 0.0, "race_margin": 0.0, "tolerance": 0.0, "batch": 1}
 
 
@@ -114,12 +118,12 @@ class SearchSection(Section):
     objective: Objective = "score"
     penalty: Penalty = 0.01
     faithful: bool = False
-    initial: Positive = _INITIAL["g-search"]
+    initial: Positive = _SPARING["g-search"]["initial"]
     iterations: Annotated[int, Field(ge=0)] = 20
     sampler: Literal["expected-improvement", "random", "tpe", "gp"] = "expected-improvement"
     race_delta: Annotated[float, Field(ge=0, lt=1)] = 0.05
     race_margin: Annotated[float, Field(ge=0, le=1)] = 0.0
-    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.001
+    tolerance: Annotated[float, Field(ge=0, le=1)] = _SPARING["g-search"]["tolerance"]
     batch: Positive = 1
     budget: Budget | None = None
 
@@ -128,9 +132,8 @@ class SearchSection(Section):
     def _defaults_of_the_algorithm(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        initial = _INITIAL.get(str(data.get("algorithm", "g-search")), _INITIAL["g-search"])
         if data.get("faithful") is not True:
-            return {"initial": initial, **data}
+            return {**_SPARING.get(str(data.get("algorithm")), _SPARING["g-search"]), **data}
         foreign = _foreign(str(data.get("algorithm", "g-search")))
         return {**{key: value for key, value in _FAITHFUL.items() if key not in foreign}, **data}
 

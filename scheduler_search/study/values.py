@@ -62,14 +62,15 @@ class ModelDescription:
 class ChunkTask:
     """One unit of work: run chunk ``chunk`` of split ``split`` with ``reduction``.
 
-    ``shared_layers`` is a hint that changes no score: so many first layers keep in tasks that follow what they keep in
-    this one. It is not part of what tells tasks apart.
+    ``shared_layers`` and ``branch_layers`` are hints that change no score: so many first layers keep what they keep in
+    this task in all tasks that follow, and in some of them. They are not part of what tells tasks apart.
     """
 
     split: SplitName
     chunk: int
     reduction: Reduction
     shared_layers: int = field(default=0, compare=False)
+    branch_layers: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,54 @@ def _cycle(values: tuple[int, ...]) -> Iterator[int]:
     return (values[index % len(values)] for index in count())
 
 
+# Keep counts of candidates that share more than the first layer, and how many layers each shares with others.
+BRANCHES = (
+    ((64, 40, 12, 5), 3),
+    ((64, 40, 12, 0), 3),
+    ((64, 20, 20, 5), 2),
+    ((64, 20, 10, 5), 2),
+    ((64, 40, 12, 1), 3),
+)
+
+
+def branching_tasks(worker: LocalExecutor) -> list[ChunkTask]:
+    """The tasks of one stage whose candidates share layer 1, and some of them more."""
+    made, chunks = make_rule("attention-rank"), worker.split("search").chunks
+    return [
+        ChunkTask("search", chunk, Reduction(tuple(count / VISION_TOKENS for count in counts), made), 1, branch)
+        for counts, branch in BRANCHES
+        for chunk in range(chunks)
+    ]
+
+
+def test_branches_of_a_stage_run_what_is_theirs_alone(definition: Make) -> None:
+    """The first candidate keeps what all share; the second of a branch keeps the branch; the third starts from it."""
+    worker = LocalExecutor(definition(), prefix_memory=LARGE)
+    chunks = worker.split("search").chunks
+    calls = layer_calls(worker, branching_tasks(worker))
+    assert calls == [chunks, 3 * chunks, 4 * chunks, 5 * chunks]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [LARGE, 100_000, 60_000, 1])
+def test_branches_change_no_logit(definition: Make, recorded: list[torch.Tensor], memory: int) -> None:
+    plain, stored = LocalExecutor(definition(), prefix_memory=0), LocalExecutor(definition(), prefix_memory=memory)
+    tasks = branching_tasks(plain)
+    assert_same(results(stored, tasks, recorded), results(plain, tasks, recorded))
+    assert stored._prefixes.bytes <= memory
+
+
+def test_a_branch_does_not_push_out_what_all_candidates_share(definition: Make) -> None:
+    large = LocalExecutor(definition(), prefix_memory=LARGE)
+    tasks = branching_tasks(large)
+    chunks = large.split("search").chunks
+    list(large.run(tasks[:chunks]))
+    shared = large._prefixes.bytes
+    small = LocalExecutor(definition(), prefix_memory=shared)
+    assert layer_calls(small, tasks) == [chunks, *[len(tasks)] * 3]
+    assert small._prefixes.bytes == shared
+
+
 def test_closing_lets_prefixes_go(definition: Make) -> None:
     worker = LocalExecutor(definition())
     list(worker.run(tasks_of(worker, "attention-rank")[0]))

@@ -71,7 +71,7 @@ def test_p_sigmoid_takes_every_kind_of_budget(budget: object, expected: object) 
         TINY,
         (64, 40),
         (10, 12),
-        Effort(3, 5, tolerance=0.001, race_delta=0.05),
+        Effort(3, 5, tolerance=0.002, race_delta=0.05),
     )
     assert algorithm.stages == 1
 
