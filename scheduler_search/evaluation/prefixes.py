@@ -8,6 +8,7 @@ is not here is computed again.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +39,9 @@ class _Entry:
 class PrefixStore:
     """The prefixes of one executor, by split, chunk and part of the chunk.
 
-    When memory is short, prefixes of other stages than the newcomer's go, the longest unused first. Those of its own
-    stage stay, and the newcomer is not kept: a stage visits its chunks in turns, and the longest unused would always be
-    the one that is needed next.
+    When memory is short, prefixes of other stages than the newcomer's go: those that only lead to it, then the longest
+    unused. Those of its own stage stay, and the newcomer is not kept: a stage visits its chunks in turns, and the
+    longest unused would always be the one that is needed next.
 
     Args:
         budget: bytes.
@@ -74,23 +75,20 @@ class PrefixStore:
     def keep(self, task: ChunkTask, part: int, run: PrefixRun) -> None:
         """Keep what the part's run captured, if memory allows.
 
-        It replaces those that lead to it and that nothing which follows will start from: the candidates of a stage
-        share one prefix, and some of them share branches of it.
+        Those that only lead to it are the first to go, since the stages of a search go deeper; a refining search comes
+        back to them.
         """
         if run.captured is None:
             return
         prefix, place = run.captured.to(torch.device("cpu")), _place(task, part)
         group = _group(task, prefix)
-        passed = [entry for entry in self._entries.get(place, []) if _replaces(prefix, entry.prefix, task)]
-        needed = self.bytes + prefix.bytes - sum(entry.prefix.bytes for entry in passed) - self._budget
-        others = [] if needed <= 0 else self._others(group, passed)
-        if needed > sum(entry.prefix.bytes for _, entry in others):
-            return
-        for entry in passed:
-            self._drop(place, entry)
-        for other, entry in others:
-            if self.bytes + prefix.bytes > self._budget:
-                self._drop(other, entry)
+        needed = self.bytes + prefix.bytes - self._budget
+        if needed > 0:
+            passed = [entry for entry in self._entries.get(place, []) if _leads_to(entry.prefix, prefix, task)]
+            disposable = [*((place, entry) for entry in passed), *self._others(group, passed)]
+            if needed > sum(entry.prefix.bytes for _, entry in disposable):
+                return
+            self._make_room(needed, disposable)
         self._uses += 1
         self._entries.setdefault(place, []).append(_Entry(prefix, group, self._uses))
         self.bytes += prefix.bytes
@@ -104,6 +102,12 @@ class PrefixStore:
             if entry.group != group and entry not in passed
         ]
         return sorted(found, key=lambda pair: pair[1].used)
+
+    def _make_room(self, needed: int, disposable: Iterable[tuple[Place, _Entry]]) -> None:
+        for place, entry in disposable:
+            if needed > 0:
+                self._drop(place, entry)
+                needed -= entry.prefix.bytes
 
     def _drop(self, place: Place, entry: _Entry) -> None:
         self._entries[place] = [one for one in self._entries[place] if one is not entry]
@@ -125,9 +129,10 @@ def _group(task: ChunkTask, prefix: Prefix) -> _Group:
     return _Group(task.split, reduction.keep_rates[:shared], (reduction.entry_rule, reduction.rule))
 
 
-def _replaces(newcomer: Prefix, other: Prefix, task: ChunkTask) -> bool:
+def _leads_to(first: Prefix, second: Prefix, task: ChunkTask) -> bool:
+    """Whether the second, which this task gave, starts with the first, and no candidate of the stage starts there."""
     return (
-        other.layer < max(task.shared_layers, 1)
-        and same_rules(other.reduction, newcomer.reduction)
-        and newcomer.counts[: other.layer] == other.counts
+        first.layer < task.shared_layers
+        and same_rules(first.reduction, second.reduction)
+        and second.counts[: first.layer] == first.counts
     )

@@ -141,12 +141,26 @@ def test_layers_in_front_of_a_stage_run_once(definition: Make) -> None:
     assert layer_calls(worker, third) == [0, 0, chunks, len(third)]
 
 
-def test_one_prefix_per_chunk_is_kept(definition: Make) -> None:
+def test_a_search_that_comes_back_finds_its_prefixes(definition: Make) -> None:
     worker = LocalExecutor(definition(), prefix_memory=LARGE)
-    for stage, tasks in enumerate(tasks_of(worker, "attention-rank"), start=1):
+    stages = tasks_of(worker, "attention-rank")
+    for tasks in stages:
         list(worker.run(tasks))
-        kept = [[entry.prefix.layer for entry in entries] for entries in worker._prefixes._entries.values()]
-        assert kept == [[stage]] * worker.split("search").chunks
+    for stage, tasks in enumerate(stages, start=1):
+        calls = layer_calls(worker, tasks)
+        assert (calls[:stage], calls[-1]) == ([0] * stage, len(tasks))
+
+
+def test_prefixes_that_only_lead_to_another_go_first(definition: Make) -> None:
+    large = LocalExecutor(definition(), prefix_memory=LARGE)
+    first, second, _ = tasks_of(large, "attention-rank")
+    list(large.run(first))
+    memory = large._prefixes.bytes
+    small = LocalExecutor(definition(), prefix_memory=memory)
+    list(small.run(first + second))
+    kept = [[entry.prefix.layer for entry in entries] for entries in small._prefixes._entries.values()]
+    assert kept == [[2]] * small.split("search").chunks
+    assert small._prefixes.bytes <= memory
 
 
 def test_the_nearest_prefix_that_is_left_serves(definition: Make) -> None:
