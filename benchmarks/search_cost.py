@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _print_seeds(algorithm: str, options: argparse.Namespace) -> None:
     """What further seeds say: one search split is a small sample, for the faithful search as for the default one."""
     print(
-        "\n| seed | score minus faithful [95 %] | objective minus faithful [95 %] | layer-tokens, x less than unsaved |",
+        "\n| seed | score minus faithful [95 %] | objective minus faithful [95 %] | layer-tokens, saved |",
         flush=True,
     )
     print("| --- | --- | --- | --- |")
