@@ -12,7 +12,7 @@ $(BIN)/python:
 
 $(VENV)/.search: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --upgrade pip
-	$(PIP) --editable '.[search]'
+	$(PIP) --editable '.[search,cluster]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.search
