@@ -46,10 +46,10 @@ class StudyDefinition(Section):
     def digest(self) -> str:
         """``sha256:`` over the canonical JSON with defaults written out and paths as they were written.
 
-        ``[workers] prefix_memory`` is left out: it changes nothing but the time that a study takes.
+        Of ``[workers]`` only ``threads`` counts: all else changes nothing but who runs a study and how fast.
         """
         document = self.to_document()
-        document["workers"] = self.workers.model_dump(mode="json", exclude={"prefix_memory"})
+        document["workers"] = self.workers.identity()
         document["rule"] = self.resolved_rule.to_document()
         for dotted, text in self.written_paths:
             *sections, key = dotted.split(".")

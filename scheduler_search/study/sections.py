@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_serializer, model_validator
 
 from scheduler_search.errors import RuleError
 from scheduler_search.rule import ParameterValue, Rule, declaration_of, make_rule
@@ -161,33 +161,70 @@ _AMOUNT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMG])iB")
 _POWERS = {"K": 10, "M": 20, "G": 30}
 
 
+def _is_an_amount(value: object, info: ValidationInfo) -> object:
+    if value is None or (type(value) is int and value == 0):
+        return value
+    if isinstance(value, str) and _AMOUNT.fullmatch(value):
+        return value
+    key = info.field_name
+    rule = f"{key} must be 0 or a text of a number and KiB, MiB or GiB"
+    raise broken(rule, actual=repr(value)[:60], remedy=f'for example {key} = "4GiB"')
+
+
+Amount = Annotated[int | str | None, BeforeValidator(_is_an_amount)]
+
+
 class WorkersSection(Section):
-    """Who runs the chunks.
+    """Who runs the chunks, and with what. Only ``threads`` can change a score, so only it is part of what a study is.
+
+    All other keys may change when a study goes on.
 
     Args:
+        executor: this process, or the workers of a Ray cluster.
         threads: CPU threads per worker, part of the evaluation key.
-        prefix_memory: host memory of a worker for what it need not compute again; None for its default, 0 for none. It
-            changes no score, so it is no part of what a study is: it may change when a study goes on.
+        count: Ray workers at once, at most; None for as many as the cluster holds.
+        gpus: of each Ray worker, a fraction where several share one; None for one where the model runs on a GPU.
+        cpus: of each Ray worker; None for ``threads``.
+        memory: device memory of a worker for what it need not compute again; None for its default, 0 for none.
+        prefix_memory: host memory of a worker for the same, beyond that; None for its default, 0 for none.
+        chunk_timeout: seconds that a Ray worker may take for a chunk before it is replaced.
+        attempts: how often one chunk may fail on Ray workers before the study stops.
     """
 
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "ray"] = "local"
     threads: Positive = 1
-    prefix_memory: int | str | None = None
+    count: Positive | None = None
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    cpus: Annotated[float, Field(gt=0)] | None = None
+    memory: Amount = None
+    prefix_memory: Amount = None
+    chunk_timeout: Annotated[float, Field(gt=0)] = 600.0
+    attempts: Positive = 3
 
-    @field_validator("prefix_memory", mode="before")
+    @field_validator("gpus")
     @classmethod
-    def _is_an_amount(cls, value: object) -> object:
-        if value is None or (type(value) is int and value == 0):
-            return value
-        if isinstance(value, str) and _AMOUNT.fullmatch(value):
-            return value
-        rule = "prefix_memory must be 0 or a text of a number and KiB, MiB or GiB"
-        raise broken(rule, actual=repr(value)[:60], remedy='for example prefix_memory = "4GiB"')
+    def _is_a_share_or_whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise broken("gpus must be a fraction of one GPU or a whole number", actual=repr(gpus))
+        return gpus
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory`` in bytes; None where it is not given."""
+        return _bytes(self.memory)
 
     @property
     def prefix_bytes(self) -> int | None:
         """``prefix_memory`` in bytes; None where it is not given."""
-        found = _AMOUNT.fullmatch(self.prefix_memory) if isinstance(self.prefix_memory, str) else None
-        if found is None:
-            return None if self.prefix_memory is None else 0
-        return int(float(found[1]) * 2 ** _POWERS[found[2]])
+        return _bytes(self.prefix_memory)
+
+    def identity(self) -> dict[str, object]:
+        """What of this section is part of what a study is. ``executor`` was, before there was another than this."""
+        return {"executor": "local", "threads": self.threads}
+
+
+def _bytes(amount: int | str | None) -> int | None:
+    found = _AMOUNT.fullmatch(amount) if isinstance(amount, str) else None
+    if found is None:
+        return None if amount is None else 0
+    return int(float(found[1]) * 2 ** _POWERS[found[2]])

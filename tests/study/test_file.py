@@ -52,7 +52,7 @@ def test_a_binary_file(tmp_path: Path) -> None:
         ("[search]\nstrid = 2", "[search]", 'did you mean "stride"?'),
         ("[searhc]\nstride = 2", "study.toml)", 'did you mean "search"?'),
         ("validation = { sample = 2 }", "[data] validation)", 'did you mean "samples"?'),
-        ("[workers]\nzzzzz = 2", "[workers]", "known keys: executor, prefix_memory, threads"),
+        ("[workers]\nzzzzz = 2", "[workers]", "known keys: attempts, chunk_timeout, count, cpus, executor"),
         (
             '[search]\nalgorithm = "p-sigmoid"\nbudget = { tflop = 2 }',
             "[search] budget",
@@ -139,7 +139,7 @@ SIGMOID = '[search]\nalgorithm = "p-sigmoid"\n'
         ("[rule]\nheads = 3", "[rule]", "takes only its declared parameters"),
         ("[rule]\nhead_reduction = [1]", "[rule] head_reduction", "must be a string, a number or a boolean"),
         ("[rule]\nname = 3", "[rule] name", "must be a valid string"),
-        ('[workers]\nexecutor = "ray"', "[workers] executor", "the value must be 'local', but got 'ray'"),
+        ('[workers]\nexecutor = "dask"', "[workers] executor", "the value must be 'local' or 'ray', but got 'dask'"),
         ("[workers]\nthreads = 0", "[workers] threads", "greater than or equal to 1"),
         ("validation = { samples = 0 }", "[data] validation.samples", "greater than or equal to 1"),
         ("validation = 3", "[data] validation", "must be a table"),
