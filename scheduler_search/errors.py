@@ -116,3 +116,15 @@ class GateError(ExportError):
     """The schedule lost more on the validation split than the caller allowed; nothing was written."""
 
     exit_code = 3
+
+
+class ClusterError(SchedulerSearchError):
+    """A Ray cluster cannot be reached, must not be used, or can hold no worker."""
+
+
+class WorkerError(ClusterError):
+    """A chunk failed on worker after worker, or no worker could be started."""
+
+
+class WorkerMismatchError(ClusterError):
+    """A worker has another model, other data or other software than the worker that described them first."""
