@@ -1,0 +1,194 @@
+"""A worker: a process of a Ray cluster that holds the model of one study, and runs its chunks one at a time.
+
+Knows: the study as JSON, the executor that it wraps, and what it logged. Does not know: Ray, other workers, or which
+chunks are its own. Everything it takes and gives is plain data of ours; it never raises what a study can cause.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from scheduler_search.errors import SchedulerSearchError, WorkerMismatchError
+from scheduler_search.schedule.values import Reduction
+from scheduler_search.study.definition import StudyDefinition
+from scheduler_search.study.values import (
+    ChunkTask,
+    Executor,
+    ModelDescription,
+    SplitDescription,
+    SplitName,
+)
+
+# Makes the executor of a study; the dictionary fills with the descriptions of splits that others have described.
+Maker = Callable[[StudyDefinition, dict[SplitName, SplitDescription]], Executor]
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_MOST_LINES = 100
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What went wrong: our own error, where it is one, and how it reads for people."""
+
+    error: SchedulerSearchError | None
+    text: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker answers: a value or a fault, its (level, text) lines since the last answer, its peak memory."""
+
+    value: Any
+    fault: Fault | None
+    lines: tuple[tuple[str, str], ...]
+    device_bytes: int
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A worker that has loaded the model, and where it is."""
+
+    model: ModelDescription
+    version: str
+    node: str
+    process: int
+
+    @property
+    def device(self) -> str:
+        """What it runs on, as its environment names it."""
+        return dict(self.model.environment).get("device", "")
+
+
+def local_executor(definition: StudyDefinition, known: dict[SplitName, SplitDescription]) -> Executor:
+    """The executor of every study but those of tests."""
+    from scheduler_search.evaluation.local import LocalExecutor
+
+    del known
+    return LocalExecutor(definition)
+
+
+class Worker:
+    """Runs chunks of the study that ``definition`` is the JSON of.
+
+    Args:
+        make: makes the executor that runs them.
+    """
+
+    def __init__(self, definition: str, make: Maker = local_executor) -> None:
+        self._lines = _Lines()
+        self._definition = StudyDefinition.from_json(definition, "the definition sent to a worker")
+        for name in _THREAD_VARIABLES:
+            # Ray sets the first to the CPUs that it reserved. Torch reads them when it is imported.
+            os.environ[name] = str(self._definition.workers.threads)
+        self._make = make
+        self._known: dict[SplitName, SplitDescription] = {}
+        self._made: Executor | None = None
+
+    def hello(self) -> Answer:
+        """Load the model: ``Hello``."""
+        return self._answer(lambda: Hello(self._executor.model(), version("scheduler-search"), _node(), os.getpid()))
+
+    def describe(self, split: SplitName) -> Answer:
+        """Prepare a split: ``SplitDescription``."""
+        return self._answer(lambda: self._executor.split(split))
+
+    def context(self, split: SplitName) -> Answer:
+        """The ingredients of the split's context digest."""
+        return self._answer(lambda: self._executor.context(split))  # type: ignore[attr-defined]
+
+    def adopt(self, description: SplitDescription) -> Answer:
+        """Take a split as another worker described it; a fault where this one sees something else."""
+        return self._answer(lambda: self._adopt(description))
+
+    def ping(self) -> Answer:
+        """Say that the worker is alive and has nothing to do."""
+        return self._answer(lambda: None)
+
+    def run(self, task: ChunkTask) -> Answer:
+        """The scores of a chunk."""
+        return self._answer(lambda: next(iter(self._executor.run([task]))).scores)
+
+    def prefill(self, split: SplitName, reductions: Sequence[Reduction]) -> Answer:
+        """Milliseconds of a prefill under each reduction."""
+        return self._answer(lambda: self._executor.prefill_milliseconds(split, reductions))
+
+    @property
+    def _executor(self) -> Executor:
+        if self._made is None:
+            self._made = self._make(self._definition, self._known)
+        return self._made
+
+    def _adopt(self, description: SplitDescription) -> None:
+        self._known[description.name] = description
+        found = self._executor.split(description.name)
+        if found != description:
+            raise WorkerMismatchError(
+                "every worker of a study must see the same data with the same model and software",
+                actual=_difference(description, found),
+                place=f"the {description.name} split on {_node()}",
+                remedy="bring its model files, data files and installed packages to the same state",
+            )
+
+    def _answer(self, ask: Callable[[], object]) -> Answer:
+        value, fault = None, None
+        try:
+            value = ask()
+        except SchedulerSearchError as error:
+            fault = Fault(error, str(error), traceback.format_exc())
+        except Exception as error:  # noqa: BLE001 - told to the coordinator, which decides
+            fault = Fault(None, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return Answer(value, fault, self._lines.take(), self._device_bytes())
+
+    def _device_bytes(self) -> int:
+        peak = getattr(self._made, "peak_memory", None)
+        return int(peak()) if peak is not None else 0
+
+
+class _Lines(logging.Handler):
+    """Collects what this process logs and warns of; beyond some lines between two answers it only counts."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._taken: list[tuple[str, str]] = []
+        self._left_out = 0
+        logging.captureWarnings(True)
+        warnings.simplefilter("default")
+        logging.getLogger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        if len(self._taken) >= _MOST_LINES:
+            self._left_out += 1
+            return
+        self._taken.append((record.levelname.lower(), record.getMessage()))
+
+    def take(self) -> tuple[tuple[str, str], ...]:
+        """What was logged since this was last asked."""
+        lines = list(self._taken)
+        if self._left_out:
+            lines.append(("warning", f"{self._left_out} more lines"))
+        self._taken, self._left_out = [], 0
+        return tuple(lines)
+
+
+def _node() -> str:
+    return socket.gethostname()
+
+
+def _difference(described: SplitDescription, found: SplitDescription) -> str:
+    """The first field that differs, short enough to print."""
+    for name in ("digest", "context_digest", "chunk_size", "samples", "vision_tokens", "text_tokens"):
+        if getattr(described, name) != getattr(found, name):
+            if name.endswith("tokens"):
+                return f"other {name.replace('_', ' ')}"
+            return f"{name.replace('_', ' ')} {getattr(found, name)} instead of {getattr(described, name)}"
+    return "another description"
