@@ -19,39 +19,41 @@ from scheduler_search.errors import RuleError, StudyFileError
 _TAGS = frozenset({"plain", "FlopsBudget", "ScheduleBudget", "FlopsPenalty", "WeightedObjective"})
 
 
-def study_file_error(error: ValidationError | RuleError, model: type[BaseModel], place: str) -> StudyFileError:
+def study_file_error(
+    error: ValidationError | RuleError, model: type[BaseModel], place: str, kind: str = "study file"
+) -> StudyFileError:
     """The first fault as StudyFileError; unknown keys come first, since a misspelt key also goes missing."""
     if isinstance(error, RuleError):
         inner = f" ({error.place})" if error.place else ""
         return StudyFileError(error.rule, actual=error.actual, place=f"{place}, [rule]{inner}", remedy=error.remedy)
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
-    return _from_detail(details[0], model, place)
+    return _from_detail(details[0], model, place, kind)
 
 
-def unknown_key(key: str, known: Iterable[str], place: str) -> StudyFileError:
-    """The error for a key that the study file does not have, with the nearest key that it has."""
+def unknown_key(key: str, known: Iterable[str], place: str, kind: str = "study file") -> StudyFileError:
+    """The error for a key that a file does not have, with the nearest key that it has."""
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1)
     remedy = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(names)}"
-    return StudyFileError("a study file takes only known keys", actual=f'"{key}"', place=place, remedy=remedy)
+    return StudyFileError(f"a {kind} takes only known keys", actual=f'"{key}"', place=place, remedy=remedy)
 
 
-def _from_detail(detail: ErrorDetails, model: type[BaseModel], place: str) -> StudyFileError:
+def _from_detail(detail: ErrorDetails, model: type[BaseModel], place: str, kind: str) -> StudyFileError:
     location = _location(detail["loc"])
-    kind = detail["type"]
-    if kind == "extra_forbidden":
+    fault = detail["type"]
+    if fault == "extra_forbidden":
         known = _known_keys(model, detail["loc"][:-1])
-        return unknown_key(location[-1], known, _place(place, location[:-1]))
-    if kind == "missing":
+        return unknown_key(location[-1], known, _place(place, location[:-1]), kind)
+    if fault == "missing":
         remedy = f'add "{location[-1]}"'
         return StudyFileError(f'key "{location[-1]}" is required', place=_place(place, location[:-1]), remedy=remedy)
-    if kind == "study_rule":
+    if fault == "study_rule":
         context = detail["ctx"]
         below = context["key"].split(".") if context["key"] else []
         where = _place(place, [*location, *below])
         return StudyFileError(context["rule"], actual=context["actual"], place=where, remedy=context["remedy"])
     actual = repr(detail.get("input"))
-    rule = "the value must be a table" if kind == "model_type" else _worded(detail["msg"])
+    rule = "the value must be a table" if fault in ("model_type", "dict_type") else _worded(detail["msg"])
     return StudyFileError(
         rule, actual=actual if len(actual) <= 60 else actual[:57] + "...", place=_place(place, location)
     )

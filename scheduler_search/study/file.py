@@ -1,4 +1,4 @@
-"""Reading a study file.
+"""Reading a study file, and what reading a campaign file shares with it.
 
 Knows: TOML, and that relative paths start from the folder of the file. Does not know: what the keys mean (``sections``)
 or whether the paths exist.
@@ -17,7 +17,7 @@ from scheduler_search.errors import RuleError, StudyFileError
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.faults import study_file_error, unknown_key
 
-_PATHS = ("data.path", "data.images", "data.search.path", "data.validation.path", "data.test.path", "model.id")
+PATHS = ("data.path", "data.images", "data.search.path", "data.validation.path", "data.test.path", "model.id")
 
 
 def read_study_file(path: str | Path) -> StudyDefinition:
@@ -29,33 +29,43 @@ def read_study_file(path: str | Path) -> StudyDefinition:
         StudyFileError: missing or unreadable file, TOML syntax, unknown key, wrong type or range, conflicting keys.
     """
     place = str(path)
-    tables = _parse(Path(path))
+    tables = parse_tables(Path(path), "study file")
     if "written_paths" in tables:
         raise unknown_key("written_paths", set(StudyDefinition.model_fields) - {"written_paths"}, place)
-    written = _make_absolute(tables, Path(path).absolute().parent)
+    return definition_of(tables, Path(path).absolute().parent, place)
+
+
+def definition_of(tables: dict[str, Any], folder: Path, place: str) -> StudyDefinition:
+    """The definition in the tables of a study file that lies in ``folder``; paths in ``tables`` become absolute.
+
+    Raises:
+        StudyFileError: unknown key, wrong type or range, conflicting keys.
+    """
+    written = _make_absolute(tables, folder)
     try:
         return StudyDefinition.model_validate({**tables, "written_paths": written})
     except (ValidationError, RuleError) as error:
         raise study_file_error(error, StudyDefinition, place) from error
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse_tables(path: Path, kind: str) -> dict[str, Any]:
+    """The tables of a TOML file; ``kind`` names it in a StudyFileError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StudyFileError("a study file must exist", actual="no such file", place=str(path)) from error
+        raise StudyFileError(f"a {kind} must exist", actual="no such file", place=str(path)) from error
     except OSError as error:
-        raise StudyFileError("a study file must be readable", actual=error.strerror, place=str(path)) from error
+        raise StudyFileError(f"a {kind} must be readable", actual=error.strerror, place=str(path)) from error
     except UnicodeDecodeError as error:
-        raise StudyFileError("a study file must be UTF-8 text", actual=error.reason, place=str(path)) from error
+        raise StudyFileError(f"a {kind} must be UTF-8 text", actual=error.reason, place=str(path)) from error
     except tomllib.TOMLDecodeError as error:
-        raise StudyFileError("a study file must be TOML", actual=str(error), place=str(path)) from error
+        raise StudyFileError(f"a {kind} must be TOML", actual=str(error), place=str(path)) from error
 
 
 def _make_absolute(tables: dict[str, Any], folder: Path) -> tuple[tuple[str, str], ...]:
     """Replace every path in ``tables`` by its absolute form and return what was written."""
     written = []
-    for dotted in _PATHS:
+    for dotted in PATHS:
         *sections, key = dotted.split(".")
         table: Any = tables
         for section in sections:
