@@ -23,6 +23,16 @@ StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study f
 ScheduleFile = Annotated[Path, typer.Argument(metavar="SCHEDULE.json", help="A schedule document.")]
 State = Literal["queued", "running", "interrupted", "failed", "finished", "cancelled"]
 AlgorithmName = Literal["g-search", "p-sigmoid", "frontier"]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        envvar="SCHEDULER_SEARCH_RAY",
+        help="Run the model on the workers of a Ray cluster: host:port of its head, auto (the one of this machine), or "
+        "local (a private one, for this command).",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -47,11 +57,12 @@ def options(
 def launch(
     context: typer.Context,
     study_file: StudyFile,
+    ray: Ray = None,
 ) -> None:
     """Start the study of a study file, or go on with it if it was started before."""
     from scheduler_search.cli.search import launch_study
 
-    launch_study(context.obj, study_file)
+    launch_study(context.obj, study_file, ray)
 
 
 @app.command()
@@ -64,11 +75,12 @@ def resume(
             "--take-over", help="Do not wait until whoever ran it has fallen silent; it stops, if it still runs."
         ),
     ] = False,
+    ray: Ray = None,
 ) -> None:
     """Go on with an interrupted study, exactly where it stopped."""
     from scheduler_search.cli.search import resume_study
 
-    resume_study(context.obj, name, take_over)
+    resume_study(context.obj, name, take_over, ray)
 
 
 @app.command()
@@ -124,6 +136,7 @@ def export(
         bool, typer.Option("--allow-unvalidated", help="Export a study that has no validation split.")
     ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Measure again and replace the recorded export.")] = False,
+    ray: Ray = None,
 ) -> None:
     """Validate the schedule that a study found on data it never saw, freeze it, and write it as JSON."""
     from scheduler_search.cli.export import export_schedule
@@ -137,6 +150,7 @@ def export(
         max_drop=max_drop,
         allow_unvalidated=allow_unvalidated,
         replace=replace,
+        ray=ray,
     )
 
 
@@ -156,11 +170,12 @@ def evaluate(
         Literal["search", "validation", "test"], typer.Option("--split", help="Which data.")
     ] = "validation",
     as_json: AsJson = False,
+    ray: Ray = None,
 ) -> None:
     """Apply a schedule to its model and compare it with the unreduced model: score, cost, milliseconds."""
     from scheduler_search.cli.evaluate import evaluate_schedule
 
-    evaluate_schedule(context.obj, schedule, study, split, as_json)
+    evaluate_schedule(context.obj, schedule, study, split, as_json, ray)
 
 
 @app.command()
@@ -197,11 +212,12 @@ def submit(
 def coordinate(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="Stop when nothing waits, instead of waiting for more.")] = False,
+    ray: Ray = None,
 ) -> None:
     """Run queued studies, and those whose process died, one after the other; start it as often as there are workers."""
     from scheduler_search.cli.queue import coordinate_studies
 
-    coordinate_studies(context.obj, once)
+    coordinate_studies(context.obj, once, ray)
 
 
 @app.command()

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from scheduler_search.cli.executors import Executors
 from scheduler_search.cli.render import bar_chart, interval, plain_table
+from scheduler_search.cli.workers import WorkerNews
 from scheduler_search.errors import StudyFileError
 from scheduler_search.study import StudyDefinition, read_study_file
 
 if TYPE_CHECKING:
     from scheduler_search.export import Comparison
     from scheduler_search.schedule.document import ScheduleDocument
-    from scheduler_search.study.values import Executor, SplitName
+    from scheduler_search.study.values import SplitName
 
 
-def evaluate_schedule(url: str, path: Path, study: str | None, split: SplitName, as_json: bool) -> None:
+def evaluate_schedule(
+    url: str, path: Path, study: str | None, split: SplitName, as_json: bool, ray: str | None = None
+) -> None:
     """Compare a schedule with the unreduced model; scores are taken from the study database where they are known.
+
+    Args:
+        ray: address of the cluster that runs the model; None to leave it to the study.
 
     Raises:
         ScheduleMismatchError: the schedule was made for another model than the study's.
         SchedulerSearchError: schedule, study, data or database are at fault.
     """
     from scheduler_search.coordinator import Evaluations
-    from scheduler_search.evaluation import LocalExecutor
     from scheduler_search.export import compare
     from scheduler_search.runtime import check_identity
     from scheduler_search.schedule.document import read_document
@@ -38,12 +45,13 @@ def evaluate_schedule(url: str, path: Path, study: str | None, split: SplitName,
     with StudyDatabase.open(url, create=from_file) as database, Console(stderr=True).status("evaluating"):
         definition = definition or database.study(study or document.provenance.study).definition
         _check_split(definition, split)
-        executor = LocalExecutor(definition)
-        check_identity(document.schedule, executor.model().identity)
-        scores = Evaluations(database, executor).scores
-        comparison = compare(document.schedule.reduction, split, executor, scores)
+        with Executors(ray) as executors, closing(executors.make(definition, WorkerNews().receive)) as executor:
+            check_identity(document.schedule, executor.model().identity)
+            scores = Evaluations(database, executor).scores
+            comparison = compare(document.schedule.reduction, split, executor, scores)
+            environment = dict(executor.model().environment)
     if as_json:
-        print(json.dumps(_document(path, document, split, comparison, executor), indent=2))
+        print(json.dumps(_document(path, document, split, comparison, environment), indent=2))
     else:
         _print(document, split, comparison)
 
@@ -59,7 +67,7 @@ def _check_split(definition: StudyDefinition, split: SplitName) -> None:
 
 
 def _document(
-    path: Path, document: ScheduleDocument, split: SplitName, comparison: Comparison, executor: Executor
+    path: Path, document: ScheduleDocument, split: SplitName, comparison: Comparison, environment: dict[str, str]
 ) -> dict[str, object]:
     times = comparison.prefill_milliseconds
     return {
@@ -75,7 +83,7 @@ def _document(
         "vision_kv_cache_ratio": comparison.vision_kv_cache_ratio,
         "prefill_milliseconds": times.model_dump() if times else None,
         "keep_rates": list(document.schedule.reduction.keep_rates),
-        "environment": dict(executor.model().environment),
+        "environment": environment,
     }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from scheduler_search.cli.executors import Executors
 from scheduler_search.cli.front import print_expectation
 from scheduler_search.cli.render import interval, plain_table
+from scheduler_search.cli.workers import WorkerNews
 from scheduler_search.errors import DataError, ExportError, ModelError, NotRecordedError
 
 if TYPE_CHECKING:
@@ -35,8 +37,12 @@ def export_schedule(
     max_drop: float | None = None,
     allow_unvalidated: bool = False,
     replace: bool = False,
+    ray: str | None = None,
 ) -> None:
     """Export a study; of a frontier study, the schedule for one target.
+
+    Args:
+        ray: address of the cluster that runs the model, where it must be run; None to leave it to the study.
 
     Raises:
         ExportError: the study is not finished, or has no validation split, or the options do not fit its algorithm.
@@ -55,7 +61,7 @@ def export_schedule(
         document = None if replace else recorded_document(database, study, label)
         if document is None:
             with Console(stderr=True).status("measuring on the validation split"):
-                document = _measured_document(database, study, target, again=replace)
+                document = _measured_document(database, study, target, again=replace, ray=ray)
         print_expectation(document)
         _print_measurement(document)
         path = publish(database, study, document, out, max_drop=max_drop, replace=replace, target=label)
@@ -63,28 +69,27 @@ def export_schedule(
 
 
 def _measured_document(
-    database: StudyDatabase, study: StudyRecord, target: Target | None, *, again: bool
+    database: StudyDatabase, study: StudyRecord, target: Target | None, *, again: bool, ray: str | None
 ) -> ScheduleDocument:
     """From the database alone where all that takes is recorded, unless asked ``again``; else with model and data."""
     from scheduler_search.coordinator import RecordedExecutor, TimedExecutor, record_descriptions
-    from scheduler_search.evaluation import LocalExecutor
     from scheduler_search.export import searched_reduction
 
     decided = searched_reduction(database, study)
     if not again:
         with suppress(NotRecordedError):
             return _document(database, study, decided, target, RecordedExecutor(database, study))
-    try:
-        executor = LocalExecutor(study.definition)
-        record_descriptions(database, study, executor)
-    except (ModelError, DataError) as error:
-        raise ExportError(
-            "an export needs the model and the data of its study, unless its validation is recorded",
-            actual=str(error),
-            place=f"study {study.name!r}",
-            remedy="export it where both are, once; from then on the database is enough",
-        ) from error
-    return _document(database, study, decided, target, TimedExecutor(database, executor, again=again))
+    with Executors(ray) as executors, closing(executors.make(study.definition, WorkerNews().receive)) as executor:
+        try:
+            record_descriptions(database, study, executor)
+        except (ModelError, DataError) as error:
+            raise ExportError(
+                "an export needs the model and the data of its study, unless its validation is recorded",
+                actual=str(error),
+                place=f"study {study.name!r}",
+                remedy="export it where both are, once; from then on the database is enough",
+            ) from error
+        return _document(database, study, decided, target, TimedExecutor(database, executor, again=again))
 
 
 def _document(

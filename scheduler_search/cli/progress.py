@@ -1,4 +1,7 @@
-"""Live progress of a running study. Knows the coordinator's events and rich; nothing of databases or models."""
+"""Live progress of a running study.
+
+Knows: the coordinator's events, and rich. Does not know: databases, models or clusters.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scheduler_search.coordinator.events import (
     BaselineScored,
     Event,
-    Listener,
     StageDecided,
     StageStarted,
     TrialFinished,
@@ -20,8 +22,8 @@ from scheduler_search.coordinator.study_log import decided_text
 
 
 @contextmanager
-def watch(console: Console, study: str, stages: int) -> Iterator[Listener]:
-    """A listener that shows stage, trial, best so far and time left; one line per decision stays on the screen.
+def watch(console: Console, study: str, stages: int) -> Iterator[Display]:
+    """A display of stage, trial, best so far, workers and time left; one line per decision stays on the screen.
 
     Where the output is not a terminal (a log file, CI), only those lines are printed.
     """
@@ -32,15 +34,16 @@ def watch(console: Console, study: str, stages: int) -> Iterator[Listener]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[workers]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
     with progress:
-        yield _Display(progress, console, study, stages).receive
+        yield Display(progress, console, study, stages)
 
 
-class _Display:
+class Display:
     """Turns events into a progress bar over all trials of the study.
 
     The total is an estimate from above: a later stage has at most as many trials as the one that runs.
@@ -54,10 +57,10 @@ class _Display:
         self._decided = 0
         self._done = 0
         self._trials = 0
-        self._task = progress.add_task(study, total=None)
+        self._task = progress.add_task(study, total=None, workers="")
 
     def receive(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event: a listener."""
         match event:
             case StageStarted():
                 self._started(event)
@@ -68,6 +71,10 @@ class _Display:
             case BaselineScored():
                 description = f"{self._study} {event.name} at budget {event.budget:g}: score {event.score:.4f}"
                 self._progress.update(self._task, description=description)
+
+    def show_workers(self, text: str) -> None:
+        """Show how the workers are doing; from any thread."""
+        self._progress.update(self._task, workers=text)
 
     def _started(self, event: StageStarted) -> None:
         self._trials = event.trials

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from scheduler_search.cli.progress import watch
 from scheduler_search.cli.render import plain_table
 from scheduler_search.cli.stopping import stop_on
+from scheduler_search.cli.workplace import Workplace
 from scheduler_search.errors import StudyConflictError, StudyNotFoundError
 from scheduler_search.study import read_study_file
 from scheduler_search.study.states import StudyState
@@ -64,23 +64,31 @@ def _next_step(study: StudyRecord) -> str:
     return "scheduler-search coordinate"
 
 
-def coordinate_studies(url: str, once: bool) -> None:
+def coordinate_studies(url: str, once: bool, ray: str | None = None) -> None:
     """Run what is queued, and what lost its coordinator, until SIGTERM or Ctrl-C, or ``once`` until nothing waits.
+
+    Args:
+        ray: address of the cluster that runs every study; None to leave it to the study.
 
     Raises:
         DatabaseError: the database does not exist or cannot be used.
+        ClusterError: ``once``, and studies wait for a cluster that cannot be used.
     """
-    from scheduler_search.cli.search import prepare
     from scheduler_search.coordinator import Daemon
 
     console = Console()
-    with stop_on(signal.SIGTERM, signal.SIGINT) as stop, _existing(url) as database:
+    with (
+        stop_on(signal.SIGTERM, signal.SIGINT) as stop,
+        _existing(url) as database,
+        Workplace(console, ray) as workplace,
+    ):
         daemon = Daemon(
             database,
-            prepare,
-            lambda study, algorithm: watch(console, study.name, algorithm.stages),
+            workplace.load,
+            lambda study, algorithm: workplace.watch(database, study, algorithm),
             stop,
             _sayer(console),
+            workplace.check_cluster,
         )
         daemon.run(once=once)
     _say("nothing waits" if not stop() else "stopped")

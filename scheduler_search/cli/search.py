@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,22 +12,25 @@ from rich.console import Console
 
 from scheduler_search.cli.front import print_front
 from scheduler_search.cli.lease import wait_for_lease
-from scheduler_search.cli.progress import watch
 from scheduler_search.cli.render import bar_chart
 from scheduler_search.cli.stopping import stop_on
+from scheduler_search.cli.workplace import Workplace
 from scheduler_search.errors import StudyNotFoundError
-from scheduler_search.study import StudyDefinition, read_study_file
+from scheduler_search.study import read_study_file
 from scheduler_search.study.states import StudyState
 
 if TYPE_CHECKING:
-    from scheduler_search.evaluation import LocalExecutor
     from scheduler_search.search import Algorithm
     from scheduler_search.storage import StudyDatabase
     from scheduler_search.study.states import StudyRecord
+    from scheduler_search.study.values import Executor
 
 
-def launch_study(url: str, study_file: Path) -> None:
+def launch_study(url: str, study_file: Path, ray: str | None = None) -> None:
     """Run the study of a file. Nothing is written before the model and every sample of every split could be read.
+
+    Args:
+        ray: address of the cluster that runs it; None to leave it to the study.
 
     Raises:
         StudyConflictError: a study of that name exists with another definition.
@@ -41,13 +44,17 @@ def launch_study(url: str, study_file: Path) -> None:
             database.check_definition(definition)
             with suppress(StudyNotFoundError):
                 wait_for_lease(database, database.study(definition.name))
-    executor, algorithm = prepare(definition)
-    with StudyDatabase.open(url) as database:
-        _run(database, database.add_study(definition), executor, algorithm)
+    with Workplace(Console(), ray) as workplace:
+        executor, algorithm = workplace.load(definition)
+        with closing(executor), StudyDatabase.open(url) as database:
+            _run(database, database.add_study(definition), executor, algorithm, workplace)
 
 
-def resume_study(url: str, name: str, take_over: bool) -> None:
+def resume_study(url: str, name: str, take_over: bool, ray: str | None = None) -> None:
     """Go on with a recorded study, when whoever ran it has fallen silent, or at once to ``take_over``.
+
+    Args:
+        ray: address of the cluster that runs it; None to leave it to the study.
 
     Raises:
         StudyNotFoundError: no study of that name.
@@ -55,36 +62,24 @@ def resume_study(url: str, name: str, take_over: bool) -> None:
     """
     from scheduler_search.storage import StudyDatabase
 
-    with StudyDatabase.open(url, create=False) as database:
+    with StudyDatabase.open(url, create=False) as database, Workplace(Console(), ray) as workplace:
         study = database.study(name)
         if study.state is StudyState.FINISHED:
             _print_finished(study)
             return
         if not take_over:
             wait_for_lease(database, study)
-        _run(database, study, *prepare(study.definition), take_over=take_over)
-
-
-def prepare(definition: StudyDefinition) -> tuple[LocalExecutor, Algorithm]:
-    """An executor whose model is loaded and whose splits are read and checked, and a search that can begin."""
-    from scheduler_search.coordinator import make_algorithm
-    from scheduler_search.evaluation import LocalExecutor
-
-    with Console(stderr=True).status("loading model and data"):
-        executor = LocalExecutor(definition)
-        executor.model()
-        for name in definition.data.splits:
-            executor.split(name)
-        algorithm = make_algorithm(definition, executor)
-        algorithm.next_stage([])
-    return executor, algorithm
+        executor, algorithm = workplace.load(study.definition)
+        with closing(executor):
+            _run(database, study, executor, algorithm, workplace, take_over=take_over)
 
 
 def _run(
     database: StudyDatabase,
     study: StudyRecord,
-    executor: LocalExecutor,
+    executor: Executor,
     algorithm: Algorithm,
+    workplace: Workplace,
     *,
     take_over: bool = False,
 ) -> None:
@@ -95,7 +90,7 @@ def _run(
         return
     console = Console()
     try:
-        with watch(console, study.name, algorithm.stages) as listener, stop_on(signal.SIGTERM) as stop:
+        with workplace.watch(database, study, algorithm) as listener, stop_on(signal.SIGTERM) as stop:
             reduction = run_study(
                 database, study, executor, listener, algorithm=algorithm, take_over=take_over, stop=stop
             )

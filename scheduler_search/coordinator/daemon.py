@@ -5,6 +5,9 @@ executor is made.
 
 A study that failed is tried again while it has attempts left: by whoever is idle, on this machine only after all others
 that wait. So it never stands in their way, and another machine may have the data that this one lacks.
+
+That a cluster cannot be used is no failure of the study: it goes back into the queue with all its attempts, and is left
+to others for a while, for longer each time.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from scheduler_search.coordinator.evaluations import Stopped
 from scheduler_search.coordinator.events import Listener
 from scheduler_search.coordinator.ownership import owned, owner_text
 from scheduler_search.coordinator.run import run_study
-from scheduler_search.errors import LeaseLostError, SchedulerSearchError
+from scheduler_search.errors import ClusterError, LeaseLostError, SchedulerSearchError, WorkerError
 from scheduler_search.search import Algorithm
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.storage.queue import ATTEMPTS
@@ -30,8 +33,20 @@ Prepare = Callable[[StudyDefinition], tuple[Executor, Algorithm]]
 Watch = Callable[[StudyRecord, Algorithm], AbstractContextManager[Listener]]
 Say = Callable[[str], None]
 
+Check = Callable[[], None]
+
 IDLE_SECONDS = 2.0
+CLUSTER_SECONDS = 15.0
+_LONGEST_CLUSTER_SECONDS = 600.0
 _SLICE_SECONDS = 0.1
+
+
+class ClusterMissing(Stopped):
+    """A study was stopped since the cluster that it is to run on cannot be used."""
+
+
+def always_there() -> None:
+    """No study needs what may be away."""
 
 
 class Daemon:
@@ -42,35 +57,65 @@ class Daemon:
         watch: makes the listener of a study, for the time of its run.
         stop: whether to stop: after the chunk in flight, with the study back in the queue.
         say: gets a line for whoever watches the daemon.
+        check: raises ClusterError where the cluster of every study cannot be used; no study is taken up then.
     """
 
     def __init__(
-        self, database: StudyDatabase, prepare: Prepare, watch: Watch, stop: Callable[[], bool], say: Say
+        self,
+        database: StudyDatabase,
+        prepare: Prepare,
+        watch: Watch,
+        stop: Callable[[], bool],
+        say: Say,
+        check: Check = always_there,
     ) -> None:
         self._database = database
         self._prepare = prepare
         self._watch = watch
         self._stop = stop
         self._say = say
+        self._check = check
         self._failed_here: set[str] = set()
+        self._clusterless = _Clusterless()
+        self._obstacle = ""
 
     def run(self, *, once: bool = False, idle_seconds: float = IDLE_SECONDS) -> None:
         """Run studies until ``stop``, or ``once`` until none waits.
 
         Raises:
             DatabaseError: the database cannot be used; the study that was running can be claimed by others.
+            ClusterError: ``once``, and a cluster cannot be used; studies that need it are left in the queue.
         """
         while not self._stop():
-            found = self._database.claim_next(owner_text(), leave=self._failed_here)
+            if not self._cluster_is_there(once, idle_seconds):
+                continue
+            left = self._failed_here | self._clusterless.names(forever=once)
+            found = self._database.claim_next(owner_text(), leave=left)
             if found is not None:
                 self._run(*found)
             elif self._failed_here:
                 self._failed_here.clear()
                 self._pause(0.0 if once else idle_seconds)
             elif once:
+                self._clusterless.check()
                 return
             else:
                 self._pause(idle_seconds)
+
+    def _cluster_is_there(self, once: bool, idle_seconds: float) -> bool:
+        """Whether studies can be taken up; after a while where not, and what is missing is said once."""
+        try:
+            self._check()
+        except ClusterError as error:
+            if once:
+                raise
+            if self._obstacle != str(error):
+                self._say(f"no study is taken up: {error}")
+            self._obstacle = str(error)
+            self._pause(max(idle_seconds, CLUSTER_SECONDS))
+            return False
+        self._obstacle = ""
+        return True
 
     def _run(self, study: StudyRecord, lease: Lease) -> None:
         last = study.attempts >= ATTEMPTS
@@ -79,6 +124,7 @@ class Daemon:
         with (
             _Failure(self._failure, study, last),
             owned(self._database, study, lease=lease, stopped=StudyState.QUEUED, failed=failed) as ownership,
+            _blaming_the_cluster(),
             self._loaded(study) as (executor, algorithm),
             self._watch(study, algorithm) as listener,
         ):
@@ -102,6 +148,10 @@ class Daemon:
             executor.close()
 
     def _failure(self, study: StudyRecord, error: Exception, last: bool) -> None:
+        if isinstance(error, ClusterMissing):
+            self._clusterless.add(study.name, error)
+            self._say(f"study {study.name}: back in the queue: {error}")
+            return
         if isinstance(error, Stopped):
             self._say(f"study {study.name}: stopped, back in the queue")
             return
@@ -116,6 +166,43 @@ class Daemon:
         until = time.monotonic() + seconds
         while not self._stop() and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _SLICE_SECONDS))
+
+
+@contextmanager
+def _blaming_the_cluster() -> Iterator[None]:
+    """Only what a chunk ended with, on worker after worker, may be the study's own fault."""
+    try:
+        yield
+    except WorkerError:
+        raise
+    except ClusterError as error:
+        raise ClusterMissing(str(error)) from error
+
+
+class _Clusterless:
+    """The studies whose cluster could not be used, and for how long they are left to others."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._error: BaseException | None = None
+
+    def add(self, name: str, error: ClusterMissing) -> None:
+        """Leave a study for twice as long as the last time."""
+        last = self._seconds.get(name, CLUSTER_SECONDS / 2)
+        self._seconds[name] = min(2 * last, _LONGEST_CLUSTER_SECONDS)
+        self._until[name] = time.monotonic() + self._seconds[name]
+        self._error = error.__cause__
+
+    def names(self, *, forever: bool) -> set[str]:
+        """Those that are left now, or were ever."""
+        now = time.monotonic()
+        return {name for name, until in self._until.items() if forever or until > now}
+
+    def check(self) -> None:
+        """Raise what the last of them met, if any did."""
+        if self._error is not None:
+            raise self._error
 
 
 class _Failure:

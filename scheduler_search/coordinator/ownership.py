@@ -140,7 +140,7 @@ class _Ending:
             if isinstance(error, KeyboardInterrupt):
                 self._put(StudyState.INTERRUPTED, "interrupted")
             elif isinstance(error, Stopped):
-                self._put(self._stopped, "stopped on request")
+                self._put(self._stopped, str(error) or "stopped on request")
             elif isinstance(error, Exception) and not _is_of_the_database(error):
                 self._fail(error)
 

@@ -1,0 +1,130 @@
+"""What the workers of a cluster do, as a user reads it: lines of the study's log, and losses on the terminal.
+
+Knows: how an event of a worker reads, and that workers are there before their study has a log to write to. Does not
+know: how workers are started, or how their progress is drawn.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+
+from scheduler_search.errors import DatabaseError
+
+if TYPE_CHECKING:
+    from scheduler_search.cluster.events import Progress, WorkerEvent, WorkerJoined, WorkerLost
+    from scheduler_search.coordinator.events import Event, Listener
+
+    Level = Literal["info", "warning", "error"]
+    Write = Callable[[Level, str], None]
+    Show = Callable[[str], None]
+
+# A worker that repeats itself must not fill the database.
+_LONGEST_LINE = 1000
+_MOST_KEPT = 1000
+
+
+class WorkerNews:
+    """Receives the events of one study's workers, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._kept: list[tuple[Level, str]] = []
+        self._write: Write | None = None
+        self._show: Show | None = None
+        self._progress: Progress | None = None
+
+    def receive(self, event: WorkerEvent) -> None:
+        """Show it, and write it to the log or keep it until there is one."""
+        from scheduler_search.cluster import events
+
+        with self._lock:
+            match event:
+                case events.Progress():
+                    self._progress = event
+                    if self._show is not None:
+                        self._show(progress_text(event))
+                case events.WorkerLost():
+                    _print(lost_text(event))
+                    self._log("warning", lost_text(event))
+                case events.WorkerJoined():
+                    self._log("info", joined_text(event))
+                case events.WorkerLogged():
+                    self._log(_level(event.level), f"worker {event.worker}: {event.text}")
+
+    @contextmanager
+    def told(self, write: Write, show: Show) -> Iterator[Callable[[Listener], Listener]]:
+        """For the time of a run: show progress, and write lines from the first event of a listener on.
+
+        Before it, the study may be another coordinator's.
+        """
+        self._show = show
+        try:
+            yield lambda listener: self._beginning(listener, write)
+        finally:
+            with self._lock:
+                if self._progress is not None:
+                    self._log("info", progress_text(self._progress))
+                self._show = self._write = self._progress = None
+
+    def _beginning(self, listener: Listener, write: Write) -> Listener:
+        def receive(event: Event) -> None:
+            if self._write is None:
+                self._begin(write)
+            listener(event)
+
+        return receive
+
+    def _begin(self, write: Write) -> None:
+        with self._lock:
+            self._write = write
+            kept, self._kept = self._kept, []
+            for level, text in kept:
+                self._log(level, text)
+
+    def _log(self, level: Level, text: str) -> None:
+        line = " ".join(text.split())[:_LONGEST_LINE]
+        if self._write is None:
+            self._kept = [*self._kept, (level, line)][-_MOST_KEPT:]
+            return
+        # Whatever it is, the study's own next write meets it too, and can say so.
+        with suppress(DatabaseError):
+            self._write(level, line)
+
+
+def progress_text(progress: Progress) -> str:
+    """Workers, chunks per second and device memory; what is not known is left out."""
+    parts = [f"{progress.workers} worker{'' if progress.workers == 1 else 's'}"]
+    if progress.chunks and progress.seconds > 0:
+        parts.append(f"{progress.chunks / progress.seconds:.1f} chunks/s")
+    if progress.device_bytes:
+        parts.append(f"{progress.device_bytes / 2**30:.1f} GiB at most")
+    return ", ".join(parts)
+
+
+def joined_text(event: WorkerJoined) -> str:
+    """Who joined, as a line."""
+    return f"worker {event.worker} joined: {event.device} on {event.node}"
+
+
+def lost_text(event: WorkerLost) -> str:
+    """Who was lost, and why, as a line."""
+    return f"worker {event.worker} on {event.node} was lost: {event.reason}"
+
+
+def _level(name: str) -> Level:
+    match name:
+        case "warning":
+            return "warning"
+        case "error" | "critical":
+            return "error"
+        case _:
+            return "info"
+
+
+def _print(text: str) -> None:
+    Console(stderr=True).print(" ".join(text.split()), soft_wrap=True, highlight=False, markup=False)
