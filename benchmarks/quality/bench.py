@@ -104,7 +104,7 @@ class Bench:
         """Scores of all samples; run once in the life of the database."""
         whole = sum(1 for rate in reduction.keep_rates if rate == 1.0)
         shared = 0 if reduction.entry_rule else min(whole, FIRST_LAYER - 1)
-        return self._evaluations.scores(name, reduction, shared)
+        return self._evaluations.read(name, [Request(reduction, shared_layers=shared)])[0]
 
     def mean(self, name: SplitName, reduction: Reduction) -> float:
         """Mean score over a split."""
