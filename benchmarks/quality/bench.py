@@ -127,8 +127,7 @@ class Bench:
         best, best_scores = reductions[0], self.scores("search", reductions[0])
         for reduction in reductions[1:]:
             race = Race(fmean(best_scores), len(best_scores), _DELTA / len(reductions), [(0.6, best_scores)])
-            request = Request(reduction, race)
-            (scores,) = self._evaluations.read("search", [request], FIRST_LAYER - 1)
+            (scores,) = self._evaluations.read("search", [Request(reduction, race, FIRST_LAYER - 1)])
             if len(scores) == len(best_scores) and fmean(scores) > fmean(best_scores):
                 best, best_scores = reduction, tuple(scores)
         return best
