@@ -76,10 +76,6 @@ class DataError(SchedulerSearchError):
     """A data set is missing, empty, unreadable, or shares images between splits."""
 
 
-class WorkerMismatchError(SchedulerSearchError):
-    """A worker has another model, other data or other software than the one whose scores its own would join."""
-
-
 class StudyFileError(SchedulerSearchError):
     """A study file is missing, malformed, or asks for something that cannot be."""
 
