@@ -32,7 +32,7 @@ try:
     app(["--help"])
 except SystemExit as stopped:
     assert not stopped.code
-heavy = {"torch", "transformers", "optuna", "botorch", "sqlalchemy", "scipy", "numpy"} & set(sys.modules)
+heavy = {"torch", "ray", "transformers", "optuna", "botorch", "sqlalchemy", "scipy", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = python(code)

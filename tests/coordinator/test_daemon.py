@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_search.coordinator import Daemon, make_algorithm
+from scheduler_search.coordinator import Daemon, daemon, make_algorithm
 from scheduler_search.coordinator.events import Event, Listener, TrialFinished
-from scheduler_search.errors import DataError
+from scheduler_search.errors import ClusterError, DataError, WorkerError
 from scheduler_search.search import Algorithm
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import StudyDefinition
@@ -19,6 +19,7 @@ from scheduler_search.study.values import Executor
 from tests.coordinator.simulated import SimulatedExecutor
 from tests.coordinator.test_run import definition
 
+NO_CLUSTER = ClusterError("a Ray cluster must answer at its address", actual="nobody", remedy="start one")
 MISSING = DataError("a data file must exist", actual="no such file", place="/nowhere/data.jsonl")
 
 
@@ -41,7 +42,10 @@ class Workplace:
         self.open_executors = 0
         self.on_event: Callable[[StudyRecord, Event], None] = lambda study, event: None  # noqa: ARG005
         self.stopped = False
-        self.daemon = Daemon(database, self.prepare, self.watch, lambda: self.stopped, self.said.append)
+        self.check: Callable[[], None] = lambda: None
+        self.daemon = Daemon(
+            database, self.prepare, self.watch, lambda: self.stopped, self.said.append, lambda: self.check()
+        )
 
     def prepare(self, study: StudyDefinition) -> tuple[Executor, Algorithm]:
         if study.name in self.failures:
@@ -173,3 +177,68 @@ def test_the_log_has_a_line_per_stage_and_none_per_trial(database: StudyDatabase
     assert lines[-1] == "finished"
     assert len(lines) == 2 * len(stages) + 2
     assert len(trials) > len(stages)
+
+
+def test_a_missing_cluster_costs_a_study_no_attempt(database: StudyDatabase, workplace: Workplace) -> None:
+    database.submit(small("clusterless"), 9)
+    database.submit(small("local"))
+    workplace.failures["clusterless"] = NO_CLUSTER
+    with pytest.raises(ClusterError, match="must answer at its address"):
+        workplace.daemon.run(once=True)
+    # Once is enough to know, and others are run all the same.
+    assert workplace.taken == ["clusterless", "local"]
+    study = database.study("clusterless")
+    assert (study.state, study.attempts, study.owner, study.error) == (StudyState.QUEUED, 0, None, None)
+    assert any(str(NO_CLUSTER) in line.text for line in database.logs(study))
+    assert any(line.startswith("study clusterless: back in the queue: ") for line in workplace.said)
+    assert database.study("local").state is StudyState.FINISHED
+
+
+def test_workers_that_all_fail_cost_an_attempt(database: StudyDatabase, workplace: Workplace) -> None:
+    database.submit(small("poison"))
+    workplace.failures["poison"] = WorkerError("a chunk must run on some worker")
+    workplace.daemon.run(once=True)
+    assert database.study("poison").attempts == 3
+    assert database.study("poison").state is StudyState.FAILED
+
+
+def test_studies_are_not_taken_up_while_the_cluster_of_all_is_missing(
+    database: StudyDatabase, workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "CLUSTER_SECONDS", 0.0)
+    study = database.submit(small("waits"))
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        workplace.stopped = calls == 3
+        raise NO_CLUSTER
+
+    workplace.check = check
+    workplace.daemon.run(idle_seconds=0.0)
+    assert calls == 3
+    assert workplace.said == [f"no study is taken up: {NO_CLUSTER}"]
+    workplace.stopped, calls = False, 9
+    with pytest.raises(ClusterError):
+        workplace.daemon.run(once=True)
+    assert database.logs(study) == []
+    workplace.check = lambda: None
+    workplace.daemon.run(once=True)
+    assert database.study("waits").state is StudyState.FINISHED
+
+
+def test_a_study_whose_cluster_is_missing_is_left_for_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(daemon.time, "monotonic", lambda: now)
+    left = daemon._Clusterless()
+    left.check()
+    waited = []
+    for _ in range(8):
+        left.add("study", daemon.ClusterMissing("away"))
+        start = now
+        while left.names(forever=False):
+            now += 1.0
+        waited.append(now - start)
+    assert waited == [15.0, 30.0, 60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
+    assert left.names(forever=True) == {"study"}
