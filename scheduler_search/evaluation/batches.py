@@ -1,28 +1,26 @@
 """The inputs of one chunk: prompts and images through the processor, vision features once.
 
 Knows: how a chunk of samples becomes left-padded batches, its parts, what of them is kept, and that the vision tower
-runs once for each. Does not know: reductions, metrics, which split the chunk is from.
+runs once for each that memory is found for. Does not know: reductions, metrics, which split the chunk is from.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.utils import ModelOutput
 
 from scheduler_search.errors import ModelError
+from scheduler_search.evaluation.features import Features, OwnShelf, Shelf
 from scheduler_search.evaluation.layout import parts_of
 from scheduler_search.evaluation.prompts import Prompt
 from scheduler_search.evaluation.samples import Sample
 from scheduler_search.runtime import vision_tokens
-
-# A tensor, or tensors for each image, for each decoder layer that takes some, or for each image of each of these.
-Features = Tensor | Sequence["Features"]
 
 
 @dataclass(frozen=True)
@@ -50,33 +48,52 @@ class Batch:
 
 
 class Part:
-    """A batch whose vision features are computed on first use and then kept on the host; the pixels are let go.
+    """A batch whose vision features are computed on first use and then kept as memory allows; the pixels are let go.
 
     Args:
         rows: which samples of its chunk it holds; all of them by default.
+        shelf: where the features are; by default they are kept on the host, whatever memory they take.
+        again: makes the batch once more, for features that could not be kept; None where pixels must be held.
     """
 
-    def __init__(self, batch: Batch, rows: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        rows: Sequence[int] | None = None,
+        *,
+        shelf: Shelf | None = None,
+        again: Callable[[], Batch] | None = None,
+    ) -> None:
         self.language = batch.language
         self.rows = tuple(range(len(batch.input_ids)) if rows is None else rows)
         self._vision: dict[str, Tensor] | None = batch.vision
-        self._features: ModelOutput | None = None
+        self._shelf = OwnShelf() if shelf is None else shelf
+        self._again = again
 
     def arguments(self, model: Any, device: torch.device) -> dict[str, Any]:
         """Arguments of the model's forward or generate, on ``device``, with the stored features for its pixels."""
-        if self._features is None:
-            self._features = self._compute(model, device)
-            self._vision = None
-        return _on(device, self.language) | {"mm_encoder_outputs": {"image": _move(self._features, device)}}
+        features = self._shelf.get()
+        if features is None:
+            features = self._compute(model, device)
+            self._shelf.keep(features)
+            if self._again is not None or self._shelf.get() is not None:
+                self._vision = None
+        return _on(device, self.language) | {"mm_encoder_outputs": {"image": features.to(device).output}}
 
-    def _compute(self, model: Any, device: torch.device) -> ModelOutput:
-        if self._vision is None:
-            raise AssertionError("pixels are let go only once their features are kept")
+    def _compute(self, model: Any, device: torch.device) -> Features:
         with torch.inference_mode():
-            output = _tower(model).get_image_features(**_on(device, self._vision), return_dict=True)
-        features = _move(output, torch.device("cpu"))
-        self._check_counts(model, _count(features[_main(features)]))
+            output = _tower(model).get_image_features(**_on(device, self._pixels()), return_dict=True)
+        features = Features.of(output)
+        self._check_counts(model, features.count)
         return features
+
+    def _pixels(self) -> dict[str, Tensor]:
+        """Arguments of the vision tower, the same whenever they are made."""
+        if self._vision is not None:
+            return self._vision
+        if self._again is None:
+            raise AssertionError("pixels that cannot be made again are let go only once their features are kept")
+        return self._again().vision
 
     def _check_counts(self, model: Any, found: int) -> None:
         expected = int(vision_tokens(model, self.language["input_ids"]).sum())
@@ -93,37 +110,22 @@ def _tower(model: Any) -> Any:
     return model.base_model
 
 
-def _main(output: ModelOutput) -> str:
-    """Name of the features themselves: what Llama 4 calls its hidden state is projected already."""
-    return "last_hidden_state" if output.get("pooler_output") is None else "pooler_output"
+def make_parts(
+    samples: Sequence[Sample], prompt: Prompt, model: Any, shelf: Callable[[int], Shelf] | None = None
+) -> tuple[Part, ...]:
+    """The samples of a chunk as one batch, or as several where their lengths differ much (``layout``).
 
-
-def _move(output: ModelOutput, device: torch.device) -> ModelOutput:
-    """What models read of the output of ``get_image_features``, on ``device``, in the form in which they gave it."""
-    names = (_main(output), "deepstack_features")
-    return type(output)(**{name: _features_on(device, output[name]) for name in names if output.get(name) is not None})
-
-
-def _features_on(device: torch.device, features: Features) -> Features:
-    if isinstance(features, Tensor):
-        return features.to(device)
-    return tuple(_features_on(device, part) for part in features)
-
-
-def _count(features: Features) -> int:
-    """Vision tokens in features whose last dimension is the width."""
-    if isinstance(features, Tensor):
-        return features.numel() // features.shape[-1]
-    return sum(map(_count, features))
-
-
-def make_parts(samples: Sequence[Sample], prompt: Prompt, model: Any) -> tuple[Part, ...]:
-    """The samples of a chunk as one batch, or as several where their lengths differ much (``layout``)."""
+    Args:
+        shelf: where the features of a part are, by its index; see ``Part``.
+    """
     whole = make_batch(samples, prompt, model)
-    parts = parts_of(whole.lengths)
-    if len(parts) == 1:
-        return (Part(whole),)
-    return tuple(Part(make_batch([samples[row] for row in rows], prompt, model), rows) for rows in parts)
+    found = []
+    layout = parts_of(whole.lengths)
+    for index, rows in enumerate(layout):
+        again = partial(make_batch, [samples[row] for row in rows], prompt, model)
+        batch = whole if len(layout) == 1 else again()
+        found.append(Part(batch, rows, shelf=None if shelf is None else shelf(index), again=again))
+    return tuple(found)
 
 
 def make_batch(samples: Sequence[Sample], prompt: Prompt, model: Any) -> Batch:

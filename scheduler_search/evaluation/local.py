@@ -6,7 +6,8 @@ Does not know: the study database, or why a task is run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -15,11 +16,15 @@ from scheduler_search.errors import DataError
 from scheduler_search.evaluation import scoring
 from scheduler_search.evaluation.batches import Part
 from scheduler_search.evaluation.context import attention_name, device_kind, dtype_name
+from scheduler_search.evaluation.exhaustion import within_memory
+from scheduler_search.evaluation.features import FeatureStore
 from scheduler_search.evaluation.fidelity import Reference, ReferenceStore
+from scheduler_search.evaluation.known import Known
 from scheduler_search.evaluation.layout import Place
 from scheduler_search.evaluation.measures import measure_of
+from scheduler_search.evaluation.memory import Memory, default_device_memory, default_host_memory, peak_memory
 from scheduler_search.evaluation.models import LoadedModel, load_model
-from scheduler_search.evaluation.prefixes import PrefixStore, default_budget
+from scheduler_search.evaluation.prefixes import PrefixStore
 from scheduler_search.evaluation.prepared import PreparedSplit, prepare
 from scheduler_search.evaluation.prompts import Prompt, make_prompt
 from scheduler_search.evaluation.samples import Sample
@@ -37,16 +42,31 @@ class LocalExecutor:
     Scores do not depend on the order of tasks, and running a task again gives the same scores bit for bit.
 
     Args:
-        prefix_memory: bytes of host memory for the prefixes of tasks that share their first layers (``PrefixStore``)
-            and for what fidelities are compared with (``ReferenceStore``); 0 to keep neither. None for that of the
-            study, or else a quarter of the memory of this machine. No score depends on it.
+        prefix_memory: bytes of host memory for what it need not compute again: the prefixes of tasks that share their
+            first layers (``PrefixStore``), vision features (``FeatureStore``), and what fidelities are compared with
+            (``ReferenceStore``); 0 to keep none. None for that of the study, or else this worker's share of a quarter
+            of the memory of this machine. No score depends on it, nor on the device memory of ``[workers] memory``.
+        known: splits as another worker of the study described them. Their samples go through the processor when their
+            chunk is first run; that model, data and software are the same is checked at once, and token counts then.
+        contexts: what the other worker gave as ``context`` of these splits, so that errors can name what differs.
+        share: how many workers of this machine share its memory.
     """
 
-    def __init__(self, definition: StudyDefinition, *, prefix_memory: int | None = None) -> None:
+    def __init__(
+        self,
+        definition: StudyDefinition,
+        *,
+        prefix_memory: int | None = None,
+        known: Mapping[SplitName, SplitDescription] | None = None,
+        contexts: Mapping[SplitName, Mapping[str, object]] | None = None,
+        share: int = 1,
+    ) -> None:
         self._definition = definition
+        contexts = contexts or {}
+        self._known = {name: Known(one, contexts.get(name)) for name, one in (known or {}).items()}
         asked = definition.workers.prefix_bytes if prefix_memory is None else prefix_memory
-        self._memory = default_budget() if asked is None else asked
-        self._prefixes, self._references = self._empty_stores()
+        self._host_memory = default_host_memory(share) if asked is None else asked
+        self._empty_stores()
         self._splits: Splits | None = None
         self._loaded: LoadedModel | None = None
         self._prompt: Prompt | None = None
@@ -71,25 +91,36 @@ class LocalExecutor:
         """Describe a split; reads its data, loads the model and prepares its inputs if need be."""
         return self._prepare(name).description
 
+    def peak_memory(self) -> int:
+        """Bytes that tensors took on the GPU at most, stores included; 0 on a CPU, or before the model is loaded."""
+        return 0 if self._loaded is None else peak_memory(self._loaded.device)
+
     def context(self, name: SplitName) -> dict[str, object]:
         """The ingredients of the split's ``context_digest``."""
         return dict(self._prepare(name).context)
 
     def run(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
-        """Run the tasks one after the other, in the order given; nothing is held between two results."""
+        """Run the tasks one after the other, in the order given; nothing is held between two results.
+
+        Raises:
+            ModelError: a chunk does not fit into the memory of the device, even with nothing stored there.
+        """
         for task in tasks:
-            yield ChunkResult(task, self._values(task))
+            place = f"chunk {task.chunk} of the {task.split} split"
+            yield ChunkResult(task, within_memory(partial(self._values, task), self._memory, place))
 
     def prefill_milliseconds(self, split: SplitName, reductions: Sequence[Reduction]) -> tuple[float, ...]:
         """Median wall time of the prefill of the split's first chunk under each reduction, measured side by side."""
         loaded, _ = self._load()
-        return scoring.prefill_milliseconds(loaded, self._prepare(split).chunks[0], reductions)
+        chunk = self._prepare(split).chunks[0]
+        measure = partial(scoring.prefill_milliseconds, loaded, chunk, reductions)
+        return within_memory(measure, self._memory, f"chunk 0 of the {split} split")
 
     def close(self) -> None:
         """Release the model and its stores; whatever is asked for next loads them again."""
         self._splits = self._loaded = self._prompt = None
         self._ready.clear()
-        self._prefixes, self._references = self._empty_stores()
+        self._empty_stores()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -124,7 +155,7 @@ class LocalExecutor:
         vision = ready.vision_tokens(task.chunk, part)
         reduces = Plan.of(task.reduction.keep_rates, vision).reduces
         generates = ready.decoding.mode == "generate"
-        if not self._memory or not can_resume(loaded.model) or (generates and not reduces):
+        if not self._memory.limit or not can_resume(loaded.model) or (generates and not reduces):
             return None
         return self._prefixes.run(task, part, vision)
 
@@ -135,17 +166,21 @@ class LocalExecutor:
             self._references.keep(place, reference)
         return reference
 
-    def _empty_stores(self) -> tuple[PrefixStore, ReferenceStore]:
-        """Stores that share the memory: a quarter for references, where a split of the study needs any."""
+    def _empty_stores(self) -> None:
+        """Make stores that share the memory: a quarter for references, where a split of the study needs any."""
         compares = any(measure_of(self._definition, name).needs_fidelity for name in self._definition.data.splits)
-        references = self._memory // 4 if compares else 0
-        return PrefixStore(self._memory - references), ReferenceStore(references)
+        references = self._host_memory // 4 if compares else 0
+        self._references = ReferenceStore(references)
+        self._memory = Memory(self._host_memory - references)
+        self._features, self._prefixes = FeatureStore(self._memory), PrefixStore(self._memory)
 
     def _load(self) -> tuple[LoadedModel, Prompt]:
         if self._loaded is None or self._prompt is None:
             loaded = load_model(self._definition.model)
             self._prompt = make_prompt(self._definition.model.prompt, loaded.processor, loaded.checkpoint.id)
             self._loaded = loaded
+            asked = self._definition.workers.memory_bytes
+            self._memory.use_device(loaded.device, default_device_memory(loaded.device) if asked is None else asked)
         return self._loaded, self._prompt
 
     def _samples(self, name: SplitName) -> tuple[Sample, ...]:
@@ -157,6 +192,7 @@ class LocalExecutor:
 
     def _prepare(self, name: SplitName) -> PreparedSplit:
         if name not in self._ready:
-            samples = self._samples(name)
-            self._ready[name] = prepare(name, samples, *self._load(), self._definition)
+            samples, known = self._samples(name), self._known.get(name)
+            shelf = self._features.shelf
+            self._ready[name] = prepare(name, samples, *self._load(), self._definition, shelf=shelf, known=known)
         return self._ready[name]

@@ -147,10 +147,22 @@ def load_model(section: ModelSection) -> LoadedModel:
         model = _load_weights(section, checkpoint, _dtype(section.dtype, device))
     _check_serves_stored_features(model, checkpoint.id)
     model.generation_config = _greedy(model.generation_config, processor.tokenizer.pad_token_id)
-    model.eval().requires_grad_(False).to(device)
+    _move(model.eval().requires_grad_(False), device, checkpoint.id)
     revision = getattr(model.config, "_commit_hash", None) if checkpoint.directory is None else None
     weights, files = _digests(checkpoint, revision)
     return LoadedModel(model, processor, checkpoint, device, weights, files, revision)
+
+
+def _move(model: Any, device: torch.device, place: str) -> None:
+    try:
+        model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "the model must fit into the memory of its device, with room for a chunk",
+            actual=str(error).split(" If reserved")[0][:300],
+            place=place,
+            remedy="choose a smaller [model] dtype, fewer workers per GPU ([workers] gpus), or a GPU with more memory",
+        ) from None
 
 
 def _load_processor(section: ModelSection, checkpoint: Checkpoint) -> Any:

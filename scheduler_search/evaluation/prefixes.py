@@ -1,19 +1,18 @@
-"""Prefixes of the batches of a search, kept on the host under a memory budget.
+"""Prefixes of the batches of a search, kept under a memory budget.
 
 Knows: which of the kept prefixes a reduction can start from, which one is worth keeping next, and what goes when memory
-is short. Does not know: models. Nothing here can change a score: a prefix is used only where it fits exactly, and what
-is not here is computed again.
+is short. Does not know: models, or where memory is (``memory``). Nothing here can change a score: a prefix is used only
+where it fits exactly, and what is not here is computed again.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import cast
 
 from scheduler_search.evaluation.layout import Place
+from scheduler_search.evaluation.memory import Entry, Memory, Order
 from scheduler_search.rule import Rule
 from scheduler_search.runtime import Plan, Prefix, PrefixRun, same_rules
 from scheduler_search.schedule.values import Reduction
@@ -29,29 +28,28 @@ class _Group:
     rules: tuple[Rule | None, Rule]
 
 
-@dataclass
-class _Entry:
-    prefix: Prefix
-    group: _Group
-    used: int
-
-
 class PrefixStore:
     """The prefixes of one executor, by split, chunk and part of the chunk.
 
-    When memory is short, prefixes of other stages than the newcomer's go: those that only lead to it, then the longest
-    unused. Those of its own stage stay, and the newcomer is not kept: a stage visits its chunks in turns, and the
-    longest unused would always be the one that is needed next.
-
-    Args:
-        budget: bytes.
+    When memory is short, prefixes of other stages than the newcomer's go, from the device to the host and from there
+    out: those that only lead to it, then the longest unused. Those of its own stage stay, and the newcomer finds its
+    place below them: a stage visits its chunks in turns, and the longest unused would always be the one that is needed
+    next.
     """
 
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
-        self._entries: dict[Place, list[_Entry]] = {}
-        self._uses = 0
-        self.bytes = 0
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all prefixes, on device and host."""
+        return self._memory.bytes_of("prefix")
+
+    def held(self) -> dict[Place, list[Prefix]]:
+        """All prefixes by place, in the order in which they came."""
+        return {
+            place: [_prefix(entry) for entry in self._memory.at(place, "prefix")] for place in self._memory.places()
+        }
 
     def run(self, task: ChunkTask, part: int, vision_tokens: tuple[int, ...]) -> PrefixRun:
         """The deepest prefix that a part of the task can start from, and what it should keep.
@@ -60,13 +58,13 @@ class PrefixStore:
             vision_tokens: N of the part's samples.
         """
         plan = Plan.of(task.reduction.keep_rates, vision_tokens)
-        kept = self._entries.get(_place(task, part), [])
-        fitting = [entry for entry in kept if entry.prefix.fits(task.reduction, plan)]
-        best = max(fitting, key=lambda entry: entry.prefix.layer, default=None)
+        kept = self._memory.at(_place(task, part), "prefix")
+        fitting = [entry for entry in kept if _prefix(entry).fits(task.reduction, plan)]
+        best = max(fitting, key=lambda entry: _prefix(entry).layer, default=None)
         if best is not None:
-            self._uses += 1
-            best.used = self._uses
-        start = None if best is None else best.prefix
+            self._memory.touch(best)
+            self._memory.raise_up(best, _order(best.group, ()))
+        start = None if best is None else _prefix(best)
         first = 0 if start is None else start.layer
         wanted = (task.shared_layers, task.branch_layers)
         capture = next((layer for layer in wanted if first < layer < len(task.reduction.keep_rates)), None)
@@ -80,43 +78,27 @@ class PrefixStore:
         """
         if run.captured is None:
             return
-        prefix, place = run.captured.to(torch.device("cpu")), _place(task, part)
+        prefix, place = run.captured, _place(task, part)
         group = _group(task, prefix)
-        needed = self.bytes + prefix.bytes - self._budget
-        if needed > 0:
-            passed = [entry for entry in self._entries.get(place, []) if _leads_to(entry.prefix, prefix, task)]
-            disposable = [*((place, entry) for entry in passed), *self._others(group, passed)]
-            if needed > sum(entry.prefix.bytes for _, entry in disposable):
-                return
-            self._make_room(needed, disposable)
-        self._uses += 1
-        self._entries.setdefault(place, []).append(_Entry(prefix, group, self._uses))
-        self.bytes += prefix.bytes
-
-    def _others(self, group: _Group, passed: list[_Entry]) -> list[tuple[Place, _Entry]]:
-        """What may go for a newcomer of this group beside what it passes, the longest unused first."""
-        found = [
-            (place, entry)
-            for place, entries in self._entries.items()
-            for entry in entries
-            if entry.group != group and entry not in passed
-        ]
-        return sorted(found, key=lambda pair: pair[1].used)
-
-    def _make_room(self, needed: int, disposable: Iterable[tuple[Place, _Entry]]) -> None:
-        for place, entry in disposable:
-            if needed > 0:
-                self._drop(place, entry)
-                needed -= entry.prefix.bytes
-
-    def _drop(self, place: Place, entry: _Entry) -> None:
-        self._entries[place] = [one for one in self._entries[place] if one is not entry]
-        self.bytes -= entry.prefix.bytes
+        passed = [entry for entry in self._memory.at(place, "prefix") if _leads_to(_prefix(entry), prefix, task)]
+        self._memory.keep(Entry(place, "prefix", prefix, group), _order(group, passed))
 
 
-def default_budget() -> int:
-    """A quarter of the memory of this machine, in bytes."""
-    return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES")) // 4
+def _prefix(entry: Entry) -> Prefix:
+    return cast("Prefix", entry.item)
+
+
+def _order(group: object, passed: Sequence[Entry]) -> Order:
+    """What may go for a prefix of this group: what it passes, then those of others, the longest unused first."""
+
+    def order(entry: Entry) -> tuple[int, int] | None:
+        if entry.kind != "prefix":
+            return None
+        if any(entry is one for one in passed):
+            return 0, 0
+        return (1, entry.used) if entry.group != group else None
+
+    return order
 
 
 def _place(task: ChunkTask, part: int) -> Place:

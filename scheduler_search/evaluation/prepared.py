@@ -5,11 +5,14 @@ Knows: how samples, prompt and model become the parts of chunks. Does not know: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from scheduler_search.evaluation.batches import Part, make_parts
 from scheduler_search.evaluation.context import data_context, model_context, software_context
+from scheduler_search.evaluation.features import ShelfOf
+from scheduler_search.evaluation.known import Counts, Known
 from scheduler_search.evaluation.measures import Measure, measure_of
 from scheduler_search.evaluation.models import LoadedModel
 from scheduler_search.evaluation.prompts import Prompt
@@ -23,12 +26,41 @@ from scheduler_search.study.values import SplitDescription, SplitName
 Chunk = tuple[Part, ...]
 
 
+class Chunks(Sequence[Chunk]):
+    """The chunks of a split, each built when it is first asked for."""
+
+    def __init__(self, count: int, build: Callable[[int], Chunk]) -> None:
+        self._built: list[Chunk | None] = [None] * count
+        self._build = build
+
+    def __len__(self) -> int:
+        return len(self._built)
+
+    @overload
+    def __getitem__(self, index: int) -> Chunk: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Chunk]: ...
+    def __getitem__(self, index: int | slice) -> Chunk | Sequence[Chunk]:
+        """The chunk of that number; DataError where it is not the one that was described."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        found = self._built[index]
+        if found is None:
+            found = self._built[index] = self._build(range(len(self))[index])
+        return found
+
+    @property
+    def built(self) -> tuple[int, ...]:
+        """Numbers of the chunks that were asked for."""
+        return tuple(index for index, chunk in enumerate(self._built) if chunk is not None)
+
+
 @dataclass(frozen=True)
 class PreparedSplit:
     """A split with its batches. ``context``: the ingredients of its ``context_digest``."""
 
     samples: tuple[Sample, ...]
-    chunks: tuple[Chunk, ...]
+    chunks: Chunks
     decoding: Decoding
     measure: Measure
     context: dict[str, object]
@@ -46,38 +78,86 @@ class PreparedSplit:
 
 
 def prepare(
-    name: SplitName, samples: tuple[Sample, ...], loaded: LoadedModel, prompt: Prompt, definition: StudyDefinition
+    name: SplitName,
+    samples: tuple[Sample, ...],
+    loaded: LoadedModel,
+    prompt: Prompt,
+    definition: StudyDefinition,
+    *,
+    shelf: ShelfOf | None = None,
+    known: Known | None = None,
 ) -> PreparedSplit:
-    """Run the samples of a split through the processor, chunk by chunk."""
-    data, measure = definition.data, measure_of(definition, name)
-    starts = range(0, len(samples), data.chunk)
-    chunks = tuple(make_parts(samples[start : start + data.chunk], prompt, loaded.model) for start in starts)
-    mode = answer_mode(samples, loaded.processor.tokenizer, measure.metric, data.max_new_tokens)
-    decoding, digest = Decoding(mode, data.max_new_tokens), split_digest(samples)
-    context = {
+    """Make a split ready; its samples go through the processor chunk by chunk, now, or when a chunk is first run.
+
+    Args:
+        shelf: where vision features are; by default each batch keeps its own.
+        known: the split as another worker described it, so that only chunks that are run need be built.
+
+    Raises:
+        WorkerMismatchError: this is not the split that is known.
+    """
+    measure = measure_of(definition, name)
+    mode = answer_mode(samples, loaded.processor.tokenizer, measure.metric, definition.data.max_new_tokens)
+    decoding, digest = Decoding(mode, definition.data.max_new_tokens), split_digest(samples)
+    context = _context(digest, decoding, measure, loaded, prompt, definition)
+    if known is not None:
+        known.check(context, len(samples))
+    chunks = _chunks(name, samples, loaded, prompt, definition.data.chunk, shelf, known)
+    if known is None:
+        found = [_token_counts(chunk, loaded) for chunk in chunks]
+        vision, text = (tuple(count for one in found for count in one[kind]) for kind in (0, 1))
+        description = SplitDescription(name, digest, digest_of(context), definition.data.chunk, vision, text)
+    else:
+        description = known.description
+    return PreparedSplit(samples, chunks, decoding, measure, context, description)
+
+
+def _context(
+    digest: str,
+    decoding: Decoding,
+    measure: Measure,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    definition: StudyDefinition,
+) -> dict[str, object]:
+    return {
         **model_context(loaded, prompt),
         **software_context(definition.workers.threads),
         **data_context(
             split_digest=digest,
-            chunk_size=data.chunk,
+            chunk_size=definition.data.chunk,
             measure=measure,
             decoding=decoding,
             end_tokens=loaded.model.generation_config.eos_token_id,
         ),
     }
-    vision, text = _token_counts(chunks, loaded)
-    description = SplitDescription(name, digest, digest_of(context), data.chunk, vision, text)
-    return PreparedSplit(samples, chunks, decoding, measure, context, description)
 
 
-def _token_counts(chunks: Iterable[Chunk], loaded: LoadedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Vision tokens and text tokens of every sample, in the order of the split."""
-    counts: list[tuple[int, int]] = []
-    for chunk in chunks:
-        found: dict[int, tuple[int, int]] = {}
-        for part in chunk:
-            vision = vision_tokens(loaded.model, part.language["input_ids"]).sum(1)
-            text = part.language["attention_mask"].sum(1) - vision
-            found |= dict(zip(part.rows, zip(vision.tolist(), text.tolist(), strict=True), strict=True))
-        counts += [found[row] for row in sorted(found)]
+def _chunks(
+    name: SplitName,
+    samples: tuple[Sample, ...],
+    loaded: LoadedModel,
+    prompt: Prompt,
+    size: int,
+    shelf: ShelfOf | None,
+    known: Known | None,
+) -> Chunks:
+    def build(index: int) -> Chunk:
+        part_shelf = None if shelf is None else lambda part: shelf((name, index, part))
+        chunk = make_parts(samples[index * size : (index + 1) * size], prompt, loaded.model, part_shelf)
+        if known is not None:
+            known.check_counts(index, _token_counts(chunk, loaded))
+        return chunk
+
+    return Chunks(-(-len(samples) // size), build)
+
+
+def _token_counts(chunk: Chunk, loaded: LoadedModel) -> Counts:
+    """Vision tokens and text tokens of every sample of a chunk, in the order of the split."""
+    found: dict[int, tuple[int, int]] = {}
+    for part in chunk:
+        vision = vision_tokens(loaded.model, part.language["input_ids"]).sum(1)
+        text = part.language["attention_mask"].sum(1) - vision
+        found |= dict(zip(part.rows, zip(vision.tolist(), text.tolist(), strict=True), strict=True))
+    counts = [found[row] for row in sorted(found)]
     return tuple(vision for vision, _ in counts), tuple(text for _, text in counts)

@@ -416,8 +416,8 @@ def test_references_are_computed_once(definition: Make, monkeypatch: pytest.Monk
 
 def test_a_study_that_compares_nothing_gives_its_memory_to_prefixes(definition: Make) -> None:
     worker = LocalExecutor(definition(), prefix_memory=1000)
-    assert (worker._prefixes._budget, worker._references._budget) == (1000, 0)
+    assert (worker._memory.limit, worker._references._budget) == (1000, 0)
     worker = LocalExecutor(definition(workers={"prefix_memory": "1KiB"}, data={"metric": "fidelity"}))
-    assert (worker._prefixes._budget, worker._references._budget) == (768, 256)
-    assert LocalExecutor(definition(workers={"prefix_memory": 0}))._memory == 0
+    assert (worker._memory.limit, worker._references._budget) == (768, 256)
+    assert LocalExecutor(definition(workers={"prefix_memory": 0}))._memory.limit == 0
     assert len(FULL.keep_rates) == LAYERS

@@ -11,7 +11,6 @@ import torch
 
 from scheduler_search.evaluation import LocalExecutor, prepared, scoring
 from scheduler_search.evaluation.measures import Outcome
-from scheduler_search.evaluation.prefixes import PrefixStore, default_budget
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
@@ -93,7 +92,7 @@ def test_scores_and_logits_are_those_of_whole_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("memory", [LARGE, 100_000], ids=["large", "few"])
+@pytest.mark.parametrize("memory", [LARGE, 150_000], ids=["large", "few"])
 def test_generation_too(
     definition: Make, recorded: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, memory: int
 ) -> None:
@@ -158,7 +157,7 @@ def test_prefixes_that_only_lead_to_another_go_first(definition: Make) -> None:
     memory = large._prefixes.bytes
     small = LocalExecutor(definition(), prefix_memory=memory)
     list(small.run(first + second))
-    kept = [[entry.prefix.layer for entry in entries] for entries in small._prefixes._entries.values()]
+    kept = [[prefix.layer for prefix in prefixes] for prefixes in small._prefixes.held().values()]
     assert kept == [[2]] * small.split("search").chunks
     assert small._prefixes.bytes <= memory
 
@@ -177,7 +176,7 @@ def test_of_several_prefixes_the_deepest_serves(definition: Make) -> None:
     first, _, third = tasks_of(worker, "attention-rank")
     list(worker.run(third))
     list(worker.run(first))
-    assert [[entry.prefix.layer for entry in entries] for entries in worker._prefixes._entries.values()] == [[3, 1]] * 2
+    assert [[one.layer for one in prefixes] for prefixes in worker._prefixes.held().values()] == [[3, 1]] * 2
     assert layer_calls(worker, third) == [0, 0, 0, len(third)]
 
 
@@ -186,7 +185,7 @@ def test_memory_for_one_chunk_serves_that_chunk(definition: Make) -> None:
     worker = LocalExecutor(definition(), prefix_memory=LARGE)
     first = tasks_of(worker, "attention-rank")[0]
     list(worker.run(first))
-    sizes = [entry.prefix.bytes for entries in worker._prefixes._entries.values() for entry in entries]
+    sizes = [prefix.bytes for prefixes in worker._prefixes.held().values() for prefix in prefixes]
     small = LocalExecutor(definition(), prefix_memory=max(sizes))
     assert layer_calls(small, first)[0] == len(first) - (len(TRIED) - 1)
     assert 0 < small._prefixes.bytes <= max(sizes)
@@ -196,11 +195,11 @@ def test_prefixes_of_another_stage_go_first(definition: Make) -> None:
     large = LocalExecutor(definition(), prefix_memory=LARGE)
     first, second, _ = tasks_of(large, "attention-rank")
     list(large.run(first))
-    sizes = [entry.prefix.bytes for entries in large._prefixes._entries.values() for entry in entries]
+    sizes = [prefix.bytes for prefixes in large._prefixes.held().values() for prefix in prefixes]
     small = LocalExecutor(definition(), prefix_memory=max(sizes))
     for tasks, place in ((first, 0), (second[1::2], 1)):
         list(small.run(tasks))
-        assert [chunk for (_, chunk, _), entries in small._prefixes._entries.items() if entries] == [place]
+        assert [chunk for (_, chunk, _), prefixes in small._prefixes.held().items() if prefixes] == [place]
 
 
 def test_a_hint_is_not_needed_and_a_wrong_one_does_no_harm(definition: Make, recorded: list[torch.Tensor]) -> None:
@@ -278,8 +277,3 @@ def test_closing_lets_prefixes_go(definition: Make) -> None:
     assert worker._prefixes.bytes > 0
     worker.close()
     assert worker._prefixes.bytes == 0
-
-
-def test_the_default_budget_is_a_share_of_this_machine() -> None:
-    assert 1 << 26 < default_budget() < 1 << 45
-    assert PrefixStore(default_budget()).bytes == 0
