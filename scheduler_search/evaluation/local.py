@@ -87,6 +87,10 @@ class LocalExecutor:
         identity = identify(loaded.model, id=loaded.checkpoint.id, revision=loaded.revision)
         return ModelDescription(identity, model_shape(loaded.model.config), tuple(environment.items()))
 
+    def expect(self, description: SplitDescription, context: Mapping[str, object] | None = None) -> None:
+        """Take a split as another worker of the study described it, as ``known`` does, unless it is prepared already."""
+        self._known.setdefault(description.name, Known(description, context))
+
     def split(self, name: SplitName) -> SplitDescription:
         """Describe a split; reads its data, loads the model and prepares its inputs if need be."""
         return self._prepare(name).description
