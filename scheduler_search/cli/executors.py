@@ -63,19 +63,26 @@ class Executors:
         return executor
 
     def connect(self, address: str | None = None) -> None:
-        """Reach the cluster at ``address``, or else the one of ``--ray``; nothing where that is done, or none is named.
+        """Reach the cluster at ``address``, or else the one of ``--ray``; nothing where that one is still reached.
 
         Raises:
             ClusterError: it cannot be reached, or must not be.
         """
         address = address or self._ray
-        if self._doubted:
+        if self._doubted or self._is_lost():
             self.disconnect()
         if address is None or address in self._connections:
             return
         stack = ExitStack()
         stack.enter_context(_cluster().connect(address))
         self._connections[address] = stack
+
+    def _is_lost(self) -> bool:
+        if not self._connections:
+            return False
+        from scheduler_search.cluster import health
+
+        return not health.answers()
 
     def doubt(self) -> None:
         """A cluster failed: what is asked for next is asked over a new connection."""

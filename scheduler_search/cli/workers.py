@@ -54,7 +54,7 @@ class WorkerNews:
                 case events.WorkerJoined():
                     self._log("info", joined_text(event))
                 case events.WorkerLogged():
-                    self._log(_level(event.level), f"worker {event.worker}: {event.text}")
+                    self._log(_level(event.level), f"{event.worker}: {event.text}")
 
     @contextmanager
     def told(self, write: Write, show: Show) -> Iterator[Callable[[Listener], Listener]]:
@@ -108,12 +108,12 @@ def progress_text(progress: Progress) -> str:
 
 def joined_text(event: WorkerJoined) -> str:
     """Who joined, as a line."""
-    return f"worker {event.worker} joined: {event.device} on {event.node}"
+    return f"{event.worker} joined: {event.device} on {event.node}"
 
 
 def lost_text(event: WorkerLost) -> str:
     """Who was lost, and why, as a line."""
-    return f"worker {event.worker} on {event.node} was lost: {event.reason}"
+    return f"{event.worker} on {event.node} was lost: {event.reason}"
 
 
 def _level(name: str) -> Level:

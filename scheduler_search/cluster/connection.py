@@ -21,6 +21,7 @@ from pathlib import Path
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config
 
+from scheduler_search.cluster.health import outlive_the_cluster, silence
 from scheduler_search.errors import ClusterError
 
 LOCAL = "local"
@@ -124,6 +125,7 @@ def _checked(address: str | None) -> str:
 
 
 def _join(address: str) -> None:
+    outlive_the_cluster()
     try:
         _initialise(address)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -148,3 +150,4 @@ def _initialise(address: str, **options: object) -> None:
             log_to_driver=False,
             **options,
         )
+    silence()

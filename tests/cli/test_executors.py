@@ -13,6 +13,7 @@ import pytest
 from scheduler_search import cluster
 from scheduler_search.cli import main
 from scheduler_search.cli.executors import Executors, address_of
+from scheduler_search.cluster import health
 from scheduler_search.errors import ClusterError
 from scheduler_search.evaluation import LocalExecutor
 from scheduler_search.study import StudyDefinition
@@ -57,12 +58,16 @@ class Clusters:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.open: list[str] = []
         self.made: list[dict[str, Any]] = []
-        monkeypatch.setattr(cluster, "connect", self.connect, raising=False)
-        monkeypatch.setattr(cluster, "RayExecutor", self.make, raising=False)
+        self.answer = True
+        self.connected = 0
+        monkeypatch.setattr(cluster, "connect", self.connect)
+        monkeypatch.setattr(cluster, "RayExecutor", self.make)
+        monkeypatch.setattr(health, "answers", lambda: self.answer)
 
     @contextmanager
     def connect(self, address: str) -> Iterator[None]:
         self.open.append(address)
+        self.connected += 1
         yield
         self.open.remove(address)
 
@@ -100,10 +105,13 @@ def test_a_connection_is_kept_until_it_is_doubted_or_left(monkeypatch: pytest.Mo
         executors.connect()
         executors.make(definition())
         executors.make(definition())
-        assert clusters.open == ["head:1"]
+        assert clusters.connected == 1
         executors.doubt()
-        assert clusters.open == ["head:1"]
         executors.connect()
+        assert clusters.connected == 2
+        clusters.answer = False
+        executors.connect()
+        assert clusters.connected == 3
         assert clusters.open == ["head:1"]
     assert clusters.open == []
     with Executors() as executors:

@@ -10,9 +10,9 @@ from scheduler_search.coordinator.events import Event, StageStarted
 from scheduler_search.errors import LeaseLostError
 
 STARTED = StageStarted("layer-3", "keep_rate", 4, 0)
-JOINED = WorkerJoined("w1", "10.0.0.7", "cuda")
-LOST = WorkerLost("w1", "10.0.0.7", "it died:\n  SIGKILL")
-LOST_LINE = "worker w1 on 10.0.0.7 was lost: it died: SIGKILL"
+JOINED = WorkerJoined("worker-1", "10.0.0.7", "cuda")
+LOST = WorkerLost("worker-1", "10.0.0.7", "it died:\n  SIGKILL")
+LOST_LINE = "worker-1 on 10.0.0.7 was lost: it died: SIGKILL"
 
 
 class Study:
@@ -35,7 +35,7 @@ def test_lines_wait_until_the_study_is_ours(capsys: pytest.CaptureFixture[str]) 
         assert study.lines == []
         listener(STARTED)
         listener(STARTED)
-        assert study.lines == [("info", "worker w1 joined: cuda on 10.0.0.7")]
+        assert study.lines == [("info", "worker-1 joined: cuda on 10.0.0.7")]
         news.receive(LOST)
         assert study.lines[1:] == [("warning", LOST_LINE)]
     assert study.events == [STARTED, STARTED]
@@ -51,9 +51,9 @@ def test_what_workers_log_keeps_its_level() -> None:
     with news.told(study.write, study.shown.append) as begin:
         begin(study.events.append)(STARTED)
         for level in ("debug", "info", "warning", "error", "critical"):
-            news.receive(WorkerLogged("w1", level, "slow\nimage processor" + " x" * 1000))
+            news.receive(WorkerLogged("worker-1", level, "slow\nimage processor" + " x" * 1000))
     assert [level for level, _ in study.lines] == ["info", "info", "warning", "error", "error"]
-    assert all(text.startswith("worker w1: slow image processor") and len(text) == 1000 for _, text in study.lines)
+    assert all(text.startswith("worker-1: slow image processor") and len(text) == 1000 for _, text in study.lines)
 
 
 def test_progress_is_shown_and_its_last_is_logged() -> None:
