@@ -1,7 +1,7 @@
 """A worker: a process of a Ray cluster that holds the model of one study, and runs its chunks one at a time.
 
-Knows: the study as JSON, the executor that it wraps, and what it logged. Does not know: Ray, other workers, or which
-chunks are its own. Everything it takes and gives is plain data of ours; it never raises what a study can cause.
+Knows: the study as JSON, the executor that it wraps, the node it is on, and what it logged. Does not know: other workers,
+or which chunks are its own. Everything it takes and gives is plain data of ours; it never raises what a study can cause.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import ray
+
 from scheduler_search.errors import SchedulerSearchError, WorkerMismatchError
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
@@ -27,8 +29,8 @@ from scheduler_search.study.values import (
     SplitName,
 )
 
-# Makes the executor of a study; the dictionary fills with the descriptions of splits that others have described.
-Maker = Callable[[StudyDefinition, dict[SplitName, SplitDescription]], Executor]
+# Makes the executor of a study, with how many workers share the memory of a machine.
+Maker = Callable[[StudyDefinition, int], Executor]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _MOST_LINES = 100
@@ -54,13 +56,20 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Where:
+    """The node and process of a worker. ``node`` is Ray's id of the node, ``host`` the name of the machine."""
+
+    node: str
+    host: str
+    process: int
+
+
+@dataclass(frozen=True)
 class Hello:
-    """A worker that has loaded the model, and where it is."""
+    """A worker that has loaded the model, with the version of this package there."""
 
     model: ModelDescription
     version: str
-    node: str
-    process: int
 
     @property
     def device(self) -> str:
@@ -68,46 +77,54 @@ class Hello:
         return dict(self.model.environment).get("device", "")
 
 
-def local_executor(definition: StudyDefinition, known: dict[SplitName, SplitDescription]) -> Executor:
+@dataclass(frozen=True)
+class Described:
+    """A split as one worker prepared it, with the ingredients of its context digest."""
+
+    description: SplitDescription
+    context: dict[str, object]
+
+
+def local_executor(definition: StudyDefinition, share: int) -> Executor:
     """The executor of every study but those of tests."""
     from scheduler_search.evaluation.local import LocalExecutor
 
-    del known
-    return LocalExecutor(definition)
+    return LocalExecutor(definition, share=share)
 
 
 class Worker:
     """Runs chunks of the study that ``definition`` is the JSON of.
 
     Args:
-        make: makes the executor that runs them.
+        share: how many workers share the memory of a machine.
+        make: makes the executor that runs the chunks.
     """
 
-    def __init__(self, definition: str, make: Maker = local_executor) -> None:
+    def __init__(self, definition: str, share: int = 1, make: Maker = local_executor) -> None:
         self._lines = _Lines()
         self._definition = StudyDefinition.from_json(definition, "the definition sent to a worker")
         for name in _THREAD_VARIABLES:
             # Ray sets the first to the CPUs that it reserved. Torch reads them when it is imported.
             os.environ[name] = str(self._definition.workers.threads)
         self._make = make
-        self._known: dict[SplitName, SplitDescription] = {}
+        self._share = share
         self._made: Executor | None = None
+
+    def where(self) -> Answer:
+        """Say where this is: ``Where``."""
+        return self._answer(_where)
 
     def hello(self) -> Answer:
         """Load the model: ``Hello``."""
-        return self._answer(lambda: Hello(self._executor.model(), version("scheduler-search"), _node(), os.getpid()))
+        return self._answer(lambda: Hello(self._executor.model(), version("scheduler-search")))
 
     def describe(self, split: SplitName) -> Answer:
-        """Prepare a split: ``SplitDescription``."""
-        return self._answer(lambda: self._executor.split(split))
+        """Prepare a split: ``Described``."""
+        return self._answer(lambda: self._described(split))
 
-    def context(self, split: SplitName) -> Answer:
-        """The ingredients of the split's context digest."""
-        return self._answer(lambda: self._executor.context(split))  # type: ignore[attr-defined]
-
-    def adopt(self, description: SplitDescription) -> Answer:
+    def adopt(self, described: Described) -> Answer:
         """Take a split as another worker described it; a fault where this one sees something else."""
-        return self._answer(lambda: self._adopt(description))
+        return self._answer(lambda: self._adopt(described))
 
     def ping(self) -> Answer:
         """Say that the worker is alive and has nothing to do."""
@@ -124,18 +141,26 @@ class Worker:
     @property
     def _executor(self) -> Executor:
         if self._made is None:
-            self._made = self._make(self._definition, self._known)
+            self._made = self._make(self._definition, self._share)
         return self._made
 
-    def _adopt(self, description: SplitDescription) -> None:
-        self._known[description.name] = description
+    def _described(self, split: SplitName) -> Described:
+        description = self._executor.split(split)
+        context = getattr(self._executor, "context", None)
+        return Described(description, context(split) if context is not None else {})
+
+    def _adopt(self, described: Described) -> None:
+        description = described.description
+        expect = getattr(self._executor, "expect", None)
+        if expect is not None:
+            expect(description, described.context)
         found = self._executor.split(description.name)
         if found != description:
             raise WorkerMismatchError(
                 "every worker of a study must see the same data with the same model and software",
                 actual=_difference(description, found),
-                place=f"the {description.name} split on {_node()}",
-                remedy="bring its model files, data files and installed packages to the same state",
+                place=f"the {description.name} split",
+                remedy="bring model files, data files and installed packages of all nodes to the same state",
             )
 
     def _answer(self, ask: Callable[[], object]) -> Answer:
@@ -180,8 +205,8 @@ class _Lines(logging.Handler):
         return tuple(lines)
 
 
-def _node() -> str:
-    return socket.gethostname()
+def _where() -> Where:
+    return Where(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
 
 
 def _difference(described: SplitDescription, found: SplitDescription) -> str:

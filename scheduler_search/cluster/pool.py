@@ -1,0 +1,384 @@
+"""The workers of one study: started where there is room, given up when they die, hang or differ, and replaced.
+
+Knows: what a worker must do before it takes chunks, which nodes it was of no use on, and since when there has been no
+room. Does not know: which chunk goes where (``dispatch``), or how often one may fail.
+
+A node where loading fails with an error of ours (no such file, no such model, another version) is left alone from then
+on; any other failure to load is tried a few times, ever more slowly. When no node is left, the first cause is raised.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import ray
+
+from scheduler_search.cluster.dispatch import Unit
+from scheduler_search.cluster.events import Report, WorkerJoined, WorkerLogged, WorkerLost
+from scheduler_search.cluster.member import Call, DeadWorkerError, Member, Method
+from scheduler_search.cluster.room import Needs, Room
+from scheduler_search.cluster.worker import Answer, Described, Fault, Hello, Maker, Worker
+from scheduler_search.errors import ClusterError, SchedulerSearchError, WorkerError, WorkerMismatchError
+from scheduler_search.study.definition import StudyDefinition
+from scheduler_search.study.values import ModelDescription, SplitName
+
+PATIENCE_SECONDS = 60.0
+_FILL_SECONDS = 1.0
+_SAY_SECONDS = 5.0
+_LONGEST_PAUSE = 30.0
+# Of whoever logs what no worker does.
+_CLUSTER = "cluster"
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A worker is no more; ``blamed`` is the chunk that it ran, if that is what ended it."""
+
+    worker: str
+    blamed: Unit | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A worker answered for a chunk."""
+
+    worker: str
+    unit: Unit
+    answer: Answer
+
+
+@dataclass
+class _Troubles:
+    """Where workers could not be started: failures by node, nodes to leave alone, what went wrong, when to try again."""
+
+    failures: Counter[str] = field(default_factory=Counter)
+    avoided: set[str] = field(default_factory=set)
+    error: SchedulerSearchError | None = None
+    text: str = ""
+    pause_until: float = 0.0
+
+
+class Pool:
+    """Starts and watches workers whenever ``step`` is called, and only then.
+
+    Args:
+        patience: seconds without any node that could hold a worker after which there is an error.
+    """
+
+    def __init__(
+        self, definition: StudyDefinition, needs: Needs, room: Room, make: Maker, report: Report, patience: float
+    ) -> None:
+        self.report = report
+        self.model: ModelDescription | None = None
+        self._workers = definition.workers
+        self._text = definition.to_json()
+        self._needs = needs
+        self._room = room
+        self._make = make
+        self._patience = patience
+        self._members: dict[str, Member] = {}
+        self._described: dict[SplitName, Described] = {}
+        self._happened: list[Gone | Ran] = []
+        self._troubles = _Troubles()
+        self._started = 0
+        self._filled = -_FILL_SECONDS
+        self._roomy = self._placed = time.monotonic()
+
+    @property
+    def ready(self) -> list[str]:
+        """Workers that take chunks, in the order in which they were started."""
+        return [name for name, member in self._members.items() if member.ready]
+
+    @property
+    def device_bytes(self) -> int:
+        """Most device memory that a worker of now had allocated."""
+        return max((member.device_bytes for member in self._members.values()), default=0)
+
+    def node(self, worker: str) -> str:
+        """The machine of a worker."""
+        return self._members[worker].node
+
+    def happened(self) -> list[Gone | Ran]:
+        """What happened since this was last asked."""
+        happened, self._happened = self._happened, []
+        return happened
+
+    def run(self, worker: str, unit: Unit) -> None:
+        """Have a worker run a chunk."""
+        self._members[worker].run(unit, time.monotonic())
+
+    def withdraw(self, worker: str, unit: Unit | None = None) -> None:
+        """Take back what a worker has queued."""
+        if worker in self._members:
+            self._members[worker].withdraw(unit)
+
+    def wait(self) -> None:
+        """Until a worker takes chunks.
+
+        Raises:
+            SchedulerSearchError: there will never be one.
+        """
+        while not self.ready:
+            self.step(_FILL_SECONDS)
+
+    def describe(self, split: SplitName) -> Described:
+        """A split as the first worker prepared it; all others must agree."""
+        if split not in self._described:
+            worker, described = self._ask("describe", split, refuse=True)
+            self._described[split] = described
+            for member in self._members.values():
+                if member.hello is not None and member.name != worker:
+                    member.ask("adopt", described, now=time.monotonic())
+        return self._described[split]
+
+    def ask(self, method: Method, *arguments: object) -> Any:
+        """What any worker answers; asks others, a few times, where one fails."""
+        return self._ask(method, *arguments, refuse=False)[1]
+
+    def stop(self) -> None:
+        """End all workers."""
+        for member in self._members.values():
+            member.kill()
+        self._members.clear()
+
+    def step(self, seconds: float) -> None:
+        """Take every answer that is there, after waiting for one at most so long; look after the workers.
+
+        Raises:
+            SchedulerSearchError: there is no worker, and never will be.
+        """
+        try:
+            self._fill()
+            self._wait_for_one(seconds)
+            while ready := self._answered():
+                for member in ready:
+                    self._take(member)
+            self._end_overdue()
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                "the Ray cluster must answer while a study runs on it",
+                actual=f"{type(error).__name__}: {error}",
+                remedy="resume the study when the cluster is back, or on another",
+            ) from error
+
+    def _ask(self, method: Method, *arguments: object, refuse: bool) -> tuple[str, Any]:
+        """(worker, value); ``refuse`` to do without a worker that answers with an error of ours."""
+        for attempt in range(1, self._workers.attempts + 1):
+            self.wait()
+            member = min((self._members[name] for name in self.ready), key=lambda one: one.load)
+            call = member.ask(method, *arguments, now=time.monotonic())
+            while call.answer is None and member.name in self._members:
+                self.step(_FILL_SECONDS)
+            fault = call.answer.fault if call.answer is not None else None
+            if call.answer is not None and fault is None:
+                return member.name, call.answer.value
+            if fault is not None and fault.error is not None:
+                if not refuse:
+                    raise fault.error
+                self._refuse(member, fault)
+            if attempt == self._workers.attempts:
+                break
+        raise WorkerError(
+            f"a worker must answer to {method}",
+            actual=fault.text if fault is not None else "workers that died",
+            place=f"worker {member.name} on {member.node}, attempt {attempt} of {self._workers.attempts}",
+            remedy="see the log of the study",
+        )
+
+    # Starting
+
+    def _fill(self) -> None:
+        """Start workers where there is room, now and then."""
+        now = time.monotonic()
+        if now - self._filled < _FILL_SECONDS:
+            return
+        self._filled = now
+        places = self._room.places(self._troubles.avoided)
+        room = sum(places.values())
+        self._check_hope(room, now)
+        wanted = min(room, self._workers.count or room)
+        if now < self._troubles.pause_until:
+            return
+        share = max(1, min(max(places.values(), default=1), wanted))
+        for _ in range(wanted - len(self._members)):
+            self._start(share, now)
+
+    def _start(self, share: int, now: float) -> None:
+        self._started += 1
+        name = f"worker-{self._started}"
+        options = self._room.options(self._troubles.avoided, [one.bundle for one in self._members.values()])
+        strategy = options.get("scheduling_strategy")
+        bundle = getattr(strategy, "placement_group_bundle_index", None)
+        actor = (
+            ray.remote(Worker)
+            .options(
+                num_cpus=self._needs.cpus,
+                num_gpus=self._needs.gpus,
+                max_restarts=0,
+                max_task_retries=0,
+                **options,
+            )
+            .remote(self._text, share, self._make)
+        )
+        member = Member(name, actor, bundle)
+        member.ask("where", now=now)
+        member.ask("hello", now=now)
+        self._members[name] = member
+
+    def _check_hope(self, room: int, now: float) -> None:
+        """Raise where there is no worker and no node for one, and say so where all nodes are taken."""
+        if any(member.where is not None for member in self._members.values()):
+            self._roomy = self._placed = now
+            return
+        if room > 0:
+            self._roomy = now
+        elif self._troubles.avoided:
+            raise self._cause()
+        elif now - self._roomy >= self._patience:
+            raise ClusterError(
+                "a node of the cluster must have what one worker needs",
+                actual=self._room.describe(),
+                place=f"a worker needs {self._needs}",
+                remedy="start such a node, or ask for less with cpus and gpus in [workers]",
+            )
+        if now - self._placed >= _SAY_SECONDS:
+            self._placed = now + _LONGEST_PAUSE
+            text = f"waiting for {self._needs}; the cluster has {self._room.describe()}"
+            self.report(WorkerLogged(_CLUSTER, "warning", text))
+
+    def _cause(self) -> SchedulerSearchError:
+        if self._troubles.error is not None:
+            return self._troubles.error
+        return WorkerError(
+            "a worker must start on some node of the cluster",
+            actual=self._troubles.text,
+            remedy="see the log of the study, and Ray's own logs on the node",
+        )
+
+    # Watching
+
+    def _heads(self) -> Mapping[Any, Member]:
+        return {member.head.reference: member for member in self._members.values() if member.head is not None}
+
+    def _wait_for_one(self, seconds: float) -> None:
+        heads = self._heads()
+        if heads:
+            ray.wait(list(heads), num_returns=1, timeout=seconds, fetch_local=False)
+        else:
+            time.sleep(min(seconds, _FILL_SECONDS))
+
+    def _answered(self) -> list[Member]:
+        heads = self._heads()
+        if not heads:
+            return []
+        references, _ = ray.wait(list(heads), num_returns=len(heads), timeout=0)
+        return [heads[reference] for reference in references]
+
+    def _take(self, member: Member) -> None:
+        head = member.head
+        assert head is not None
+        try:
+            call = member.take(time.monotonic())
+        except DeadWorkerError as error:
+            self._lose(member, head.unit, str(error))
+            return
+        answer = call.answer
+        assert answer is not None
+        for level, text in answer.lines:
+            self.report(WorkerLogged(member.name, level, text))
+        if answer.fault is not None and not call.withdrawn:
+            self.report(WorkerLogged(member.name, "error", answer.fault.traceback or answer.fault.text))
+        if call.unit is not None:
+            self._happened.append(Ran(member.name, call.unit, answer))
+        elif call.method in ("where", "hello", "adopt"):
+            self._advance(member, call, answer)
+
+    def _advance(self, member: Member, call: Call, answer: Answer) -> None:
+        """A worker is a step nearer to taking chunks, or failed in it."""
+        if answer.fault is not None:
+            self._refuse(member, answer.fault)
+        elif call.method == "where":
+            member.where = answer.value
+        elif call.method == "hello":
+            self._greet(member, answer.value)
+        if member.hello is not None and member.head is None and not member.ready and member.name in self._members:
+            member.ready = True
+            self._troubles.failures.pop(_node_of(member), None)
+            self.report(WorkerJoined(member.name, member.node, member.hello.device))
+
+    def _greet(self, member: Member, hello: Hello) -> None:
+        differences = list(_differences(self.model, hello))
+        if differences:
+            error = WorkerMismatchError(
+                "every worker of a study must run the same model with the same software",
+                actual="; ".join(differences),
+                place=f"{member.name} on {member.node}",
+                remedy="bring model files and installed packages of all nodes to the same state",
+            )
+            self._refuse(member, Fault(error, str(error), ""))
+            return
+        self.model = self.model or hello.model
+        member.hello = hello
+        for described in self._described.values():
+            member.ask("adopt", described, now=time.monotonic())
+
+    def _end_overdue(self) -> None:
+        now, limit = time.monotonic(), self._workers.chunk_timeout
+        for member in [one for one in self._members.values() if one.overdue(now, limit)]:
+            head = member.head
+            member.kill()
+            self._lose(member, head.unit if head is not None else None, f"it took longer than {limit:g} s for a chunk")
+
+    def _refuse(self, member: Member, fault: Fault) -> None:
+        """Do without a worker that cannot take chunks."""
+        member.kill()
+        node = _node_of(member)
+        if fault.error is not None:
+            self._troubles.avoided.add(node)
+            self._troubles.error = self._troubles.error or fault.error
+        self._lose(member, None, fault.text, loading=True)
+
+    def _lose(self, member: Member, blamed: Unit | None, reason: str, *, loading: bool = False) -> None:
+        if self._members.pop(member.name, None) is None:
+            return
+        if loading or not member.ready:
+            self._count_trouble(_node_of(member), f"{reason} ({member.name} on {member.node})")
+        member.withdraw()
+        self._filled = min(self._filled, time.monotonic() - _FILL_SECONDS / 2)
+        self._happened.append(Gone(member.name, blamed, reason))
+        self.report(WorkerLost(member.name, member.node, reason))
+
+    def _count_trouble(self, node: str, text: str) -> None:
+        troubles = self._troubles
+        troubles.text = text
+        troubles.failures[node] += 1
+        failures = troubles.failures[node]
+        if failures >= self._workers.attempts:
+            troubles.avoided.add(node)
+        if node not in troubles.avoided:
+            troubles.pause_until = time.monotonic() + min(2.0 ** (failures - 1), _LONGEST_PAUSE)
+
+
+def _node_of(member: Member) -> str:
+    return member.where.node if member.where is not None else ""
+
+
+def _differences(model: ModelDescription | None, hello: Hello) -> Iterator[str]:
+    """What a worker has that the first one had not."""
+    ours = version("scheduler-search")
+    if hello.version != ours:
+        yield f"scheduler-search {hello.version} instead of {ours}"
+    if model is None or hello.model == model:
+        return
+    here = dict(model.environment)
+    there = dict(hello.model.environment)
+    changed = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    yield from (f"{name} {there.get(name)} instead of {here.get(name)}" for name in changed)
+    if not changed:
+        yield f"other weights or another shape of {hello.model.identity.id}"
