@@ -94,13 +94,17 @@ class Dispatch:
         """A worker takes units from now on."""
         self._queues.setdefault(worker, [])
 
-    def leave(self, worker: str, blamed: Unit | None = None) -> None:
-        """A worker is gone: its units wait again. ``blamed`` is the one that it ran, if that is what ended it."""
-        queue = self._queues.pop(worker, [])
+    def leave(self, worker: str, blamed: Unit | None = None) -> bool:
+        """A worker is gone: its units wait again. Whether ``blamed``, which it ran when it ended, is still to be done.
+
+        It may have been taken from the worker too late, and have ended it all the same.
+        """
+        self._waiting[:0] = self._queues.pop(worker, [])
         self._homes.forget(worker)
-        self._waiting[:0] = queue
-        if blamed in queue:
-            _count_failure(blamed, worker)
+        if blamed is None or not any(blamed in units for units in (self._waiting, *self._queues.values())):
+            return False
+        _count_failure(blamed, worker)
+        return True
 
     def done(self, worker: str, unit: Unit) -> bool:
         """A worker has run a unit; False where it was not its own any more, so that the result is another's to give."""
@@ -151,9 +155,10 @@ class Dispatch:
 
     def _ahead(self, worker: str) -> Unit | None:
         """A unit that is the worker's own or nobody's, looking further ahead for one as far as is allowed."""
-        for homes in ((worker,), (None,)):
-            if (unit := self._first(worker, lambda unit, homes=homes: self._homes.of(unit.place) in homes)) is not None:
-                return unit
+        own = self._first(worker, lambda unit: self._homes.of(unit.place) == worker)
+        unit = own or self._first(worker, lambda unit: self._homes.of(unit.place) is None)
+        if unit is not None:
+            return unit
         while (unit := self._take()) is not None:
             if self._homes.of(unit.place) in (worker, None):
                 return unit

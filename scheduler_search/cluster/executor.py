@@ -190,8 +190,7 @@ class _Run:
         for event in self._pool.happened():
             match event:
                 case Gone():
-                    self._dispatch.leave(event.worker, event.blamed)
-                    if event.blamed is not None:
+                    if self._dispatch.leave(event.worker, event.blamed) and event.blamed is not None:
                         self._check(event.blamed, event.worker, Fault(None, event.reason, ""))
                 case Ran(answer=answer) if answer.fault is not None:
                     if self._dispatch.failed(event.worker, event.unit):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
+from ray._private.state import actors
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from scheduler_search.cluster.dispatch import Unit
@@ -62,6 +63,11 @@ class Member:
         return self.where.host if self.where is not None else "a node unknown"
 
     @property
+    def node_id(self) -> str | None:
+        """Ray's id of its node; None where it was lost before it was placed."""
+        return self.where.node if self.where is not None else _node_of(self._actor)
+
+    @property
     def head(self) -> Call | None:
         """What it does now."""
         return self._calls[0] if self._calls else None
@@ -88,8 +94,8 @@ class Member:
     def withdraw(self, unit: Unit | None = None) -> None:
         """Take a chunk back, or all. If it runs already it is run to its end, and nobody gets the result."""
         for call in self._calls:
-            if call.unit is not None and unit in (None, call.unit):
-                call.unit, call.withdrawn = None, True
+            if call.unit is not None and not call.withdrawn and unit in (None, call.unit):
+                call.withdrawn = True
                 ray.cancel(call.reference)
 
     def take(self, now: float) -> Call:
@@ -128,6 +134,12 @@ def _answer(reference: Any) -> Answer:
     if not isinstance(answer, Answer):
         raise DeadWorkerError(f"it answered with {type(answer).__name__}")
     return answer
+
+
+def _node_of(actor: Any) -> str | None:
+    """The node that Ray put an actor on that never answered. There is no public way to ask without Ray's dashboard."""
+    found = actors(actor._actor_id.hex())
+    return str(found.get("Address", {}).get("NodeID", "")) or None
 
 
 def _last_line(error: Exception) -> str:

@@ -10,9 +10,8 @@ on; any other failure to load is tried a few times, ever more slowly. When no no
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -22,15 +21,16 @@ from scheduler_search.cluster.dispatch import Unit
 from scheduler_search.cluster.events import Report, WorkerJoined, WorkerLogged, WorkerLost
 from scheduler_search.cluster.member import Call, DeadWorkerError, Member, Method
 from scheduler_search.cluster.room import Needs, Room
+from scheduler_search.cluster.troubles import Troubles
 from scheduler_search.cluster.worker import Answer, Described, Fault, Hello, Maker, Worker
-from scheduler_search.errors import ClusterError, SchedulerSearchError, WorkerError, WorkerMismatchError
+from scheduler_search.errors import ClusterError, WorkerError, WorkerMismatchError
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import ModelDescription, SplitName
 
 PATIENCE_SECONDS = 60.0
 _FILL_SECONDS = 1.0
 _SAY_SECONDS = 5.0
-_LONGEST_PAUSE = 30.0
+_SAY_AGAIN_SECONDS = 60.0
 # Of whoever logs what no worker does.
 _CLUSTER = "cluster"
 
@@ -51,17 +51,6 @@ class Ran:
     worker: str
     unit: Unit
     answer: Answer
-
-
-@dataclass
-class _Troubles:
-    """Where workers could not be started: failures by node, nodes to leave alone, what went wrong, when to try again."""
-
-    failures: Counter[str] = field(default_factory=Counter)
-    avoided: set[str] = field(default_factory=set)
-    error: SchedulerSearchError | None = None
-    text: str = ""
-    pause_until: float = 0.0
 
 
 class Pool:
@@ -85,7 +74,7 @@ class Pool:
         self._members: dict[str, Member] = {}
         self._described: dict[SplitName, Described] = {}
         self._happened: list[Gone | Ran] = []
-        self._troubles = _Troubles()
+        self._troubles = Troubles(definition.workers.attempts)
         self._started = 0
         self._filled = -_FILL_SECONDS
         self._roomy = self._placed = time.monotonic()
@@ -169,27 +158,24 @@ class Pool:
 
     def _ask(self, method: Method, *arguments: object, refuse: bool) -> tuple[str, Any]:
         """(worker, value); ``refuse`` to do without a worker that answers with an error of ours."""
-        for attempt in range(1, self._workers.attempts + 1):
+        failures = 0
+        while True:
             self.wait()
             member = min((self._members[name] for name in self.ready), key=lambda one: one.load)
             call = member.ask(method, *arguments, now=time.monotonic())
             while call.answer is None and member.name in self._members:
                 self.step(_FILL_SECONDS)
-            fault = call.answer.fault if call.answer is not None else None
-            if call.answer is not None and fault is None:
+            if call.answer is not None and call.answer.fault is None:
                 return member.name, call.answer.value
+            fault = call.answer.fault if call.answer is not None else None
             if fault is not None and fault.error is not None:
                 if not refuse:
                     raise fault.error
                 self._refuse(member, fault)
-            if attempt == self._workers.attempts:
-                break
-        raise WorkerError(
-            f"a worker must answer to {method}",
-            actual=fault.text if fault is not None else "workers that died",
-            place=f"worker {member.name} on {member.node}, attempt {attempt} of {self._workers.attempts}",
-            remedy="see the log of the study",
-        )
+                continue
+            failures += 1
+            if failures >= self._workers.attempts:
+                raise _unanswered(method, member, fault)
 
     # Starting
 
@@ -202,12 +188,18 @@ class Pool:
         places = self._room.places(self._troubles.avoided)
         room = sum(places.values())
         self._check_hope(room, now)
-        wanted = min(room, self._workers.count or room)
-        if now < self._troubles.pause_until:
+        if self._troubles.pausing(now):
             return
+        wanted = self._wanted(room)
         share = max(1, min(max(places.values(), default=1), wanted))
         for _ in range(wanted - len(self._members)):
             self._start(share, now)
+
+    def _wanted(self, room: int) -> int:
+        """Workers at once. Those asked for beyond the room there is wait for nodes that an autoscaler starts."""
+        if not self._patience or not self._room.may_grow:
+            return min(room, self._workers.count or room)
+        return self._workers.count or max(room, 1)
 
     def _start(self, share: int, now: float) -> None:
         self._started += 1
@@ -236,10 +228,10 @@ class Pool:
         if any(member.where is not None for member in self._members.values()):
             self._roomy = self._placed = now
             return
+        if self._troubles.everywhere or (self._troubles.any_hopeless and room == 0):
+            raise self._troubles.cause()
         if room > 0:
             self._roomy = now
-        elif self._troubles.avoided:
-            raise self._cause()
         elif now - self._roomy >= self._patience:
             raise ClusterError(
                 "a node of the cluster must have what one worker needs",
@@ -248,18 +240,9 @@ class Pool:
                 remedy="start such a node, or ask for less with cpus and gpus in [workers]",
             )
         if now - self._placed >= _SAY_SECONDS:
-            self._placed = now + _LONGEST_PAUSE
+            self._placed = now + _SAY_AGAIN_SECONDS
             text = f"waiting for {self._needs}; the cluster has {self._room.describe()}"
             self.report(WorkerLogged(_CLUSTER, "warning", text))
-
-    def _cause(self) -> SchedulerSearchError:
-        if self._troubles.error is not None:
-            return self._troubles.error
-        return WorkerError(
-            "a worker must start on some node of the cluster",
-            actual=self._troubles.text,
-            remedy="see the log of the study, and Ray's own logs on the node",
-        )
 
     # Watching
 
@@ -294,7 +277,7 @@ class Pool:
             self.report(WorkerLogged(member.name, level, text))
         if answer.fault is not None and not call.withdrawn:
             self.report(WorkerLogged(member.name, "error", answer.fault.traceback or answer.fault.text))
-        if call.unit is not None:
+        if call.unit is not None and not call.withdrawn:
             self._happened.append(Ran(member.name, call.unit, answer))
         elif call.method in ("where", "hello", "adopt"):
             self._advance(member, call, answer)
@@ -309,7 +292,7 @@ class Pool:
             self._greet(member, answer.value)
         if member.hello is not None and member.head is None and not member.ready and member.name in self._members:
             member.ready = True
-            self._troubles.failures.pop(_node_of(member), None)
+            self._troubles.forget(member.node_id)
             self.report(WorkerJoined(member.name, member.node, member.hello.device))
 
     def _greet(self, member: Member, hello: Hello) -> None:
@@ -338,35 +321,28 @@ class Pool:
     def _refuse(self, member: Member, fault: Fault) -> None:
         """Do without a worker that cannot take chunks."""
         member.kill()
-        node = _node_of(member)
-        if fault.error is not None:
-            self._troubles.avoided.add(node)
-            self._troubles.error = self._troubles.error or fault.error
-        self._lose(member, None, fault.text, loading=True)
+        self._lose(member, None, fault.text, fault)
 
-    def _lose(self, member: Member, blamed: Unit | None, reason: str, *, loading: bool = False) -> None:
+    def _lose(self, member: Member, blamed: Unit | None, reason: str, fault: Fault | None = None) -> None:
+        """``fault`` is that of a worker that cannot take chunks."""
         if self._members.pop(member.name, None) is None:
             return
-        if loading or not member.ready:
-            self._count_trouble(_node_of(member), f"{reason} ({member.name} on {member.node})")
+        now = time.monotonic()
+        if fault is not None or not member.ready:
+            error = fault.error if fault is not None else None
+            self._troubles.add(member.node_id, f"{reason} ({member.name} on {member.node})", error, now)
         member.withdraw()
-        self._filled = min(self._filled, time.monotonic() - _FILL_SECONDS / 2)
         self._happened.append(Gone(member.name, blamed, reason))
         self.report(WorkerLost(member.name, member.node, reason))
 
-    def _count_trouble(self, node: str, text: str) -> None:
-        troubles = self._troubles
-        troubles.text = text
-        troubles.failures[node] += 1
-        failures = troubles.failures[node]
-        if failures >= self._workers.attempts:
-            troubles.avoided.add(node)
-        if node not in troubles.avoided:
-            troubles.pause_until = time.monotonic() + min(2.0 ** (failures - 1), _LONGEST_PAUSE)
 
-
-def _node_of(member: Member) -> str:
-    return member.where.node if member.where is not None else ""
+def _unanswered(method: Method, member: Member, fault: Fault | None) -> WorkerError:
+    return WorkerError(
+        f"a worker must answer to {method}",
+        actual=fault.text if fault is not None else "workers that died",
+        place=f"{member.name} on {member.node}",
+        remedy="see the log of the study",
+    )
 
 
 def _differences(model: ModelDescription | None, hello: Hello) -> Iterator[str]:

@@ -40,7 +40,9 @@ class Needs:
 
 
 class Room(Protocol):
-    """Where workers of a study can be."""
+    """Where workers of a study can be. ``may_grow``: whether nodes may be added."""
+
+    may_grow: bool
 
     def places(self, avoided: Collection[str]) -> dict[str, int]:
         """By node how many workers it holds, whoever is there now; nodes to be avoided are left out."""
@@ -54,6 +56,8 @@ class Room(Protocol):
 
 class ClusterRoom:
     """All nodes of the cluster."""
+
+    may_grow = True
 
     def __init__(self, needs: Needs) -> None:
         self._needs = needs
@@ -79,6 +83,8 @@ class ClusterRoom:
 
 class GroupRoom:
     """The bundles of the placement group that this process runs in; the first one is its own."""
+
+    may_grow = False
 
     def __init__(self, group: PlacementGroup, needs: Needs) -> None:
         self._group = group

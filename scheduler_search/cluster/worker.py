@@ -1,7 +1,8 @@
 """A worker: a process of a Ray cluster that holds the model of one study, and runs its chunks one at a time.
 
-Knows: the study as JSON, the executor that it wraps, the node it is on, and what it logged. Does not know: other workers,
-or which chunks are its own. Everything it takes and gives is plain data of ours; it never raises what a study can cause.
+Knows: the study as JSON, the executor that it wraps, the node it is on, and what it logged. Does not know: other
+workers, or which chunks are its own. Everything it takes and gives is plain data of ours, and what goes wrong is part
+of an answer.
 """
 
 from __future__ import annotations
@@ -187,7 +188,8 @@ class _Lines(logging.Handler):
         self._left_out = 0
         logging.captureWarnings(True)
         warnings.simplefilter("default")
-        logging.getLogger().addHandler(self)
+        for name in ("", "transformers"):  # the latter keeps its lines from the former
+            logging.getLogger(name).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a line."""
