@@ -264,6 +264,37 @@ def list_(
     list_studies(context.obj, state, algorithm, model, as_json)
 
 
+campaign_app = typer.Typer(help="Run many studies of one file on a Ray cluster.", no_args_is_help=True)
+app.add_typer(campaign_app, name="campaign")
+
+CampaignFile = Annotated[
+    Path, typer.Argument(metavar="FILE.toml", help="A campaign file; studies/campaigns.md has every key.")
+]
+
+
+@campaign_app.command("run")
+def campaign_run(
+    context: typer.Context,
+    file: CampaignFile,
+    ray: Ray = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a campaign that began: with all studies that are not finished.")
+    ] = False,
+) -> None:
+    """Run every study of a campaign file, as many at once as fit, and print what each came to."""
+    from scheduler_search.cli.campaign import run_campaign
+
+    run_campaign(context.obj, file, ray, resume)
+
+
+@campaign_app.command("status")
+def campaign_status(context: typer.Context, file: CampaignFile, as_json: AsJson = False) -> None:
+    """Show the studies of a campaign file: state, score, loss, TFLOPs and milliseconds of each."""
+    from scheduler_search.cli.campaign import print_campaign
+
+    print_campaign(context.obj, file, as_json)
+
+
 database_app = typer.Typer(help="Make, upgrade, describe and copy the study database.", no_args_is_help=True)
 app.add_typer(database_app, name="database")
 

@@ -177,6 +177,8 @@ def _tuner(
             name=section.name,
             storage_path=folder,
             stop=_stopper(stopping),
+            # A trial has nothing to save that is not in the study database.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=section.attempts - 1),
             verbose=0,
         ),
@@ -196,7 +198,7 @@ def _trial_name(trial: Any) -> str:
 def _stopper(stopping: threading.Event) -> Any:
     from ray.tune.stopper import Stopper
 
-    class WhenAsked(Stopper):  # type: ignore[misc]
+    class WhenAsked(Stopper):
         """Ends the experiment; Tune copies and pickles it, which an event does not bear."""
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

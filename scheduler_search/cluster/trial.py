@@ -29,7 +29,7 @@ _LOOK_SECONDS = 0.5
 _ENDED = (StudyState.FINISHED, StudyState.CANCELLED)
 
 
-class StudyTrial(tune.Trainable):  # type: ignore[misc]
+class StudyTrial(tune.Trainable):
     """Runs the study of its configuration in one step. Its process goes on with other studies of the campaign.
 
     What the study comes to is in the study database alone; Tune is told nothing but that the trial is over. A study

@@ -22,12 +22,14 @@ from scheduler_search.export.publish import (
     recorded_document,
     searched_reduction,
 )
+from scheduler_search.export.summary import StudyFigures, study_figures
 
 __all__ = [
     "Comparison",
     "Expectation",
     "Mean",
     "PairedDifference",
+    "StudyFigures",
     "check_folder",
     "check_gate",
     "check_validated",
@@ -43,6 +45,7 @@ __all__ = [
     "recorded_document",
     "reduction_of",
     "searched_reduction",
+    "study_figures",
     "target_of",
     "unreduced",
 ]

@@ -5,6 +5,7 @@ imports neither Optuna nor torch; ``optuna_storage`` imports Optuna when it is c
 """
 
 from scheduler_search.storage.database import StudyDatabase
+from scheduler_search.storage.engine import absolute_url, is_file
 from scheduler_search.storage.maintenance import backup_database, database_exists, upgrade_database
 from scheduler_search.storage.optuna_trials import optuna_errors, optuna_storage
 from scheduler_search.storage.overview import DatabaseOverview
@@ -14,8 +15,10 @@ __all__ = [
     "ConnectionLostError",
     "DatabaseOverview",
     "StudyDatabase",
+    "absolute_url",
     "backup_database",
     "database_exists",
+    "is_file",
     "optuna_errors",
     "optuna_storage",
     "upgrade_database",

@@ -6,6 +6,7 @@ Knows: which server a URL means. Does not know: how servers differ (``sqlite``, 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import sqlalchemy
 from sqlalchemy import event
@@ -17,7 +18,17 @@ from scheduler_search.storage.postgres import Postgres
 from scheduler_search.storage.server import BUSY_SECONDS, READ_ONLY, Server, driver_errors, shown
 from scheduler_search.storage.sqlite import Sqlite
 
-__all__ = ["BUSY_SECONDS", "READ_ONLY", "database_errors", "make_engine", "parse_url", "server_of", "shown"]
+__all__ = [
+    "BUSY_SECONDS",
+    "READ_ONLY",
+    "absolute_url",
+    "database_errors",
+    "is_file",
+    "make_engine",
+    "parse_url",
+    "server_of",
+    "shown",
+]
 
 _EXAMPLE = "for example sqlite:///scheduler-search.db or postgresql://user@host/database"
 
@@ -29,6 +40,19 @@ def parse_url(url: str) -> URL:
     except ArgumentError as error:
         raise DatabaseError("a study database must be given as a URL", actual=repr(url), remedy=_EXAMPLE) from error
     return server_of(parsed).checked(parsed)
+
+
+def is_file(url: str) -> bool:
+    """Whether a database is a file, and so at hand on one machine only."""
+    return isinstance(server_of(parse_url(url)), Sqlite)
+
+
+def absolute_url(url: str) -> str:
+    """A URL, with its password, that means the same database in another folder of the machine."""
+    parsed = parse_url(url)
+    if is_file(url) and parsed.database:
+        parsed = parsed.set(database=str(Path(parsed.database).absolute()))
+    return parsed.render_as_string(hide_password=False)
 
 
 def server_of(url: URL) -> Server:

@@ -108,6 +108,13 @@ class Evaluations(Connection):
         with self._read() as session:
             return queries.scores(session, evaluation)
 
+    @retried
+    def scores_of(self, key: str) -> dict[int, tuple[float, ...]]:
+        """``chunk_scores`` of the evaluation with that key; none where there is no such evaluation."""
+        with self._read() as session:
+            row = session.execute(_WITH_KEY, {"wanted": key}).one_or_none()
+            return {} if row is None else queries.scores(session, int(row.id))
+
 
 def _evaluation(session: Session, key: str, split: str, split_digest: str, reduction: Reduction, chunks: int) -> int:
     row = session.execute(_WITH_KEY, {"wanted": key}).one_or_none()

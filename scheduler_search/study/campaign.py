@@ -32,6 +32,8 @@ MOST_STUDIES = 10_000
 _UNNAMED = re.compile(r"[^a-z0-9._-]+")
 _TOO_LONG = 100
 
+Label = Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,60}$")]
+
 
 class CampaignSection(Section):
     """How the studies of a campaign are run.
@@ -59,10 +61,10 @@ class CampaignFile(Section):
     """
 
     campaign: CampaignSection
-    study: dict[str, Any] = {}
+    study: Annotated[dict[str, Any], Field(default_factory=dict)]
     matrix: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    exclude: list[dict[str, Any]] = []
-    labels: dict[str, Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,60}$")]] = {}
+    exclude: Annotated[list[dict[str, Any]], Field(default_factory=list)]
+    labels: Annotated[dict[str, Label], Field(default_factory=dict)]
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,9 @@ def _covers(key: str, other: str) -> bool:
 def _points(matrices: Sequence[Sequence[_Axis]], place: str) -> list[_Point]:
     total = sum(math.prod(len(axis.values) for axis in axes) for axes in matrices)
     if total > MOST_STUDIES:
-        raise StudyFileError(f"a campaign has at most {MOST_STUDIES} studies", actual=total, place=f"{place}, [[matrix]]")
+        raise StudyFileError(
+            f"a campaign has at most {MOST_STUDIES} studies", actual=total, place=f"{place}, [[matrix]]"
+        )
     return [
         _Point(tuple(zip((axis.key for axis in axes), values, strict=True)))
         for axes in matrices
@@ -238,11 +242,12 @@ def _same(first: Any, second: Any) -> bool:
 def _put(tables: dict[str, Any], key: str, value: Any) -> bool:
     """Set a dotted key, or say that something in the way is no table."""
     *sections, last = key.split(".")
+    inner: Any = tables
     for section in sections:
-        tables = tables.setdefault(section, {})
-        if not isinstance(tables, dict):
+        inner = inner.setdefault(section, {})
+        if not isinstance(inner, dict):
             return False
-    tables[last] = copy.deepcopy(value)
+    inner[last] = copy.deepcopy(value)
     return True
 
 
@@ -281,7 +286,9 @@ def _label(key: str, value: Any, labels: Mapping[str, str], place: str) -> str:
         text = labels.get(value) or _slug(value, is_path=key in PATHS)
         if not text:
             remedy = "give it a name in [labels]"
-            raise StudyFileError("a value must leave something for a name", actual=repr(value), place=place, remedy=remedy)
+            raise StudyFileError(
+                "a value must leave something for a name", actual=repr(value), place=place, remedy=remedy
+            )
         return text
     return "-".join([_slug(key.rsplit(".", 1)[-1]), *_words(value)])
 
