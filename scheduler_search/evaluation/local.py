@@ -46,9 +46,7 @@ class LocalExecutor:
             first layers (``PrefixStore``), vision features (``FeatureStore``), and what fidelities are compared with
             (``ReferenceStore``); 0 to keep none. None for that of the study, or else this worker's share of a quarter
             of the memory of this machine. No score depends on it, nor on the device memory of ``[workers] memory``.
-        known: splits as another worker of the study described them. Their samples go through the processor when their
-            chunk is first run; that model, data and software are the same is checked at once, and token counts then.
-        contexts: what the other worker gave as ``context`` of these splits, so that errors can name what differs.
+        known: splits as another worker of the study described them; see ``expect``.
         share: how many workers of this machine share its memory.
     """
 
@@ -58,12 +56,10 @@ class LocalExecutor:
         *,
         prefix_memory: int | None = None,
         known: Mapping[SplitName, SplitDescription] | None = None,
-        contexts: Mapping[SplitName, Mapping[str, object]] | None = None,
         share: int = 1,
     ) -> None:
         self._definition = definition
-        contexts = contexts or {}
-        self._known = {name: Known(one, contexts.get(name)) for name, one in (known or {}).items()}
+        self._known = {name: Known(description) for name, description in (known or {}).items()}
         asked = definition.workers.prefix_bytes if prefix_memory is None else prefix_memory
         self._host_memory = default_host_memory(share) if asked is None else asked
         self._empty_stores()
@@ -87,10 +83,6 @@ class LocalExecutor:
         identity = identify(loaded.model, id=loaded.checkpoint.id, revision=loaded.revision)
         return ModelDescription(identity, model_shape(loaded.model.config), tuple(environment.items()))
 
-    def expect(self, description: SplitDescription, context: Mapping[str, object] | None = None) -> None:
-        """Take a split as another worker of the study described it, as ``known`` does, unless it is prepared already."""
-        self._known.setdefault(description.name, Known(description, context))
-
     def split(self, name: SplitName) -> SplitDescription:
         """Describe a split; reads its data, loads the model and prepares its inputs if need be."""
         return self._prepare(name).description
@@ -98,6 +90,19 @@ class LocalExecutor:
     def peak_memory(self) -> int:
         """Bytes that tensors took on the GPU at most, stores included; 0 on a CPU, or before the model is loaded."""
         return 0 if self._loaded is None else peak_memory(self._loaded.device)
+
+    def expect(self, description: SplitDescription, context: Mapping[str, object] | None = None) -> None:
+        """Take a split as another worker of the study described it; nothing where it is prepared already.
+
+        From then on its samples go through the processor when their chunk is first run. That model, data and software
+        are those of the other worker is checked when the split is next asked for, and the token counts of a chunk when
+        it is built; WorkerMismatchError and DataError are then raised for what differs.
+
+        Args:
+            context: what the other worker gave as ``context``, so that an error can name what differs.
+        """
+        if description.name not in self._ready:
+            self._known[description.name] = Known(description, context or None)
 
     def context(self, name: SplitName) -> dict[str, object]:
         """The ingredients of the split's ``context_digest``."""

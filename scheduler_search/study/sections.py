@@ -35,6 +35,15 @@ class ModelSection(Section):
     prompt: Text = "auto"
     trust_remote_code: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_on_one_device(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "device_map" in data:
+            remedy = "remove the key, and choose a smaller dtype or a GPU that holds the model"
+            actual = repr(data["device_map"])[:60]
+            raise broken("a model must run whole on one device", key="device_map", actual=actual, remedy=remedy)
+        return data
+
     @field_validator("prompt")
     @classmethod
     def _has_a_place_for_the_question(cls, prompt: str) -> str:

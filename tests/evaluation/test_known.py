@@ -37,7 +37,9 @@ def second(first: LocalExecutor, study: StudyDefinition, *, named: bool = True, 
     """A worker that is told what the first one described, with changes, and its context if ``named``."""
     known = replace(first.split("search"), **changes)
     context = json.loads(json.dumps(first.context("search")))
-    return LocalExecutor(study, known={"search": known}, contexts={"search": context} if named else None)
+    worker = LocalExecutor(study)
+    worker.expect(known, context if named else None)
+    return worker
 
 
 def test_only_chunks_that_are_run_are_built(
@@ -73,6 +75,13 @@ def test_the_description_that_is_known_is_the_one_that_is_given(first: LocalExec
     assert worker.split("search") is first.split("search")
     worker.close()
     assert list(worker.run([ChunkTask("search", 1, FULL)])) == list(first.run([ChunkTask("search", 1, FULL)]))
+
+
+def test_a_worker_that_described_a_split_itself_keeps_it(first: LocalExecutor, definition: Make) -> None:
+    worker, own = LocalExecutor(definition()), first.split("search")
+    assert worker.split("search") == own
+    worker.expect(own)
+    assert len(worker._prepare("search").chunks.built) == own.chunks
 
 
 def refusal(worker: LocalExecutor) -> str:

@@ -177,6 +177,7 @@ def test_a_wrong_value_is_named(tmp_path: Path, addition: str, place: str, messa
             "'sdpa', 'eager' or 'flash_attention_2'",
         ),
         ('id = "testbed', 'device = "gpu"\nid = "testbed', "[model] device", "must match pattern"),
+        ('id = "testbed', 'device_map = "auto"\nid = "testbed', "[model] device_map", "must run whole on one device"),
         ('id = "testbed', 'prompt = "hello"\nid = "testbed', "[model] prompt", "or contain {question}"),
         ('id = "testbed', 'trust_remote_code = 1\nid = "testbed', "[model] trust_remote_code", "valid boolean"),
         ("[model]\n", "[[model]]\n", "[model]", "must be a table"),
