@@ -2,8 +2,8 @@
 
 Knows: how much each of both may hold, what goes from the device to the host and from there out when a newcomer needs
 room, and how the device's is given up. Does not know: models, or what is held. Nothing here can change a score: what is
-moved keeps its bits, and what is not here is computed again. The levels are the same on a CPU, where moving costs
-nothing, and that is how they are tested; on a GPU, only that tensors change their device is new.
+moved keeps its bits, and what is not here is computed again. On a CPU both levels are the same memory, which is how
+they are tested; what is for CUDA alone has not run on a GPU yet.
 """
 
 from __future__ import annotations
