@@ -73,7 +73,7 @@ class Display:
                 self._progress.update(self._task, description=description)
 
     def show_workers(self, text: str) -> None:
-        """Show how the workers are doing; from any thread."""
+        """Show how the workers are doing."""
         self._progress.update(self._task, workers=text)
 
     def _started(self, event: StageStarted) -> None:

@@ -11,10 +11,14 @@ from rich.console import Console
 
 from scheduler_search.cli.front import print_front
 from scheduler_search.cli.render import bar_chart, plain_table
+from scheduler_search.cli.workers import WORKER
+from scheduler_search.study.states import StudyState
 
 if TYPE_CHECKING:
     from scheduler_search.storage import StudyDatabase
     from scheduler_search.study.states import StageRecord, StudyRecord
+
+_WORKER_LINES = 5
 
 
 def print_status(url: str, name: str | None, as_json: bool) -> None:
@@ -58,8 +62,16 @@ def _details(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
         "stages": [_stage(database, stage) for stage in stages],
         "keep_rates": list(decided[-1].keep_rates) if decided else None,
         "exported": bool(database.exported_targets(study)),
+        "workers": _workers(database, study),
         **_front(database, study),
     }
+
+
+def _workers(database: StudyDatabase, study: StudyRecord) -> list[str]:
+    """What the workers of a cluster did of late, where they run the study now."""
+    if study.state is not StudyState.RUNNING:
+        return []
+    return [line.text for line in database.logs(study) if line.text.startswith(WORKER)][-_WORKER_LINES:]
 
 
 def _front(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
@@ -112,6 +124,8 @@ def _print_one(study: Mapping[str, object], as_json: bool) -> None:
     stages = study["stages"]
     assert isinstance(stages, list)
     rows = [_stage_row(stage) for stage in stages]
+    for line in study["workers"] if isinstance(study["workers"], list) else ():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(plain_table("stages", ("stage", "trials", "decided", "score", "objective"), rows))
     if isinstance(study["keep_rates"], list) and study["algorithm"] != "frontier":
         console.print(bar_chart(study["keep_rates"]))

@@ -6,7 +6,6 @@ know: how workers are started, or how their progress is drawn.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Literal
@@ -23,16 +22,19 @@ if TYPE_CHECKING:
     Write = Callable[[Level, str], None]
     Show = Callable[[str], None]
 
-# A worker that repeats itself must not fill the database.
+# What the name of every worker begins with, and so every line about one.
+WORKER = "worker-"
+
+# A worker that repeats itself must fill neither the database nor the terminal.
 _LONGEST_LINE = 1000
+_LONGEST_PRINTED = 200
 _MOST_KEPT = 1000
 
 
 class WorkerNews:
-    """Receives the events of one study's workers, from any thread."""
+    """Receives the events of one study's workers."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         self._kept: list[tuple[Level, str]] = []
         self._write: Write | None = None
         self._show: Show | None = None
@@ -42,19 +44,18 @@ class WorkerNews:
         """Show it, and write it to the log or keep it until there is one."""
         from scheduler_search.cluster import events
 
-        with self._lock:
-            match event:
-                case events.Progress():
-                    self._progress = event
-                    if self._show is not None:
-                        self._show(progress_text(event))
-                case events.WorkerLost():
-                    _print(lost_text(event))
-                    self._log("warning", lost_text(event))
-                case events.WorkerJoined():
-                    self._log("info", joined_text(event))
-                case events.WorkerLogged():
-                    self._log(_level(event.level), f"{event.worker}: {event.text}")
+        match event:
+            case events.Progress():
+                self._progress = event
+                if self._show is not None:
+                    self._show(progress_text(event))
+            case events.WorkerLost():
+                _print(_shortened(lost_text(event), _LONGEST_PRINTED))
+                self._log("warning", lost_text(event))
+            case events.WorkerJoined():
+                self._log("info", joined_text(event))
+            case events.WorkerLogged():
+                self._log(_level(event.level), f"{event.worker}: {event.text}")
 
     @contextmanager
     def told(self, write: Write, show: Show) -> Iterator[Callable[[Listener], Listener]]:
@@ -66,10 +67,9 @@ class WorkerNews:
         try:
             yield lambda listener: self._beginning(listener, write)
         finally:
-            with self._lock:
-                if self._progress is not None:
-                    self._log("info", progress_text(self._progress))
-                self._show = self._write = self._progress = None
+            if self._progress is not None:
+                self._log("info", progress_text(self._progress))
+            self._show = self._write = self._progress = None
 
     def _beginning(self, listener: Listener, write: Write) -> Listener:
         def receive(event: Event) -> None:
@@ -80,14 +80,13 @@ class WorkerNews:
         return receive
 
     def _begin(self, write: Write) -> None:
-        with self._lock:
-            self._write = write
-            kept, self._kept = self._kept, []
-            for level, text in kept:
-                self._log(level, text)
+        self._write = write
+        kept, self._kept = self._kept, []
+        for level, text in kept:
+            self._log(level, text)
 
     def _log(self, level: Level, text: str) -> None:
-        line = " ".join(text.split())[:_LONGEST_LINE]
+        line = _shortened(text, _LONGEST_LINE)
         if self._write is None:
             self._kept = [*self._kept, (level, line)][-_MOST_KEPT:]
             return
@@ -116,6 +115,12 @@ def lost_text(event: WorkerLost) -> str:
     return f"{event.worker} on {event.node} was lost: {event.reason}"
 
 
+def _shortened(text: str, longest: int) -> str:
+    """One line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
 def _level(name: str) -> Level:
     match name:
         case "warning":
@@ -127,4 +132,4 @@ def _level(name: str) -> Level:
 
 
 def _print(text: str) -> None:
-    Console(stderr=True).print(" ".join(text.split()), soft_wrap=True, highlight=False, markup=False)
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)

@@ -12,6 +12,7 @@ from scheduler_search.errors import LeaseLostError
 STARTED = StageStarted("layer-3", "keep_rate", 4, 0)
 JOINED = WorkerJoined("worker-1", "10.0.0.7", "cuda")
 LOST = WorkerLost("worker-1", "10.0.0.7", "it died:\n  SIGKILL")
+LONG = WorkerLost("worker-1", "10.0.0.7", "x" * 2000)
 LOST_LINE = "worker-1 on 10.0.0.7 was lost: it died: SIGKILL"
 
 
@@ -80,3 +81,13 @@ def test_a_lost_lease_does_not_stop_a_worker(capsys: pytest.CaptureFixture[str])
         begin(study.events.append)(STARTED)
         news.receive(LOST)
     assert LOST_LINE in capsys.readouterr().err
+
+
+def test_a_long_reason_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    news, study = WorkerNews(), Study()
+    with news.told(study.write, study.shown.append) as begin:
+        begin(study.events.append)(STARTED)
+        news.receive(LONG)
+    printed = capsys.readouterr().err.rstrip()
+    assert (len(printed), len(study.lines[0][1])) == (200, 1000)
+    assert printed.endswith("x...")

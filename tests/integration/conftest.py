@@ -33,8 +33,9 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment() -> dict[str, str]:
-    """Of a process: one thread, our console script first on the path, and no database of the user's."""
-    inherited = {name: value for name, value in os.environ.items() if name != "SCHEDULER_SEARCH_DATABASE"}
+    """Of a process: one thread, our console script first on the path, and no database or cluster of the user's."""
+    theirs = ("SCHEDULER_SEARCH_", "RAY_")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     scripts = str(Path(sys.executable).parent)
     return inherited | {"OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
 
