@@ -109,6 +109,14 @@ class RayExecutor:
         """Median wall time of one chunk's prefill under each reduction, measured side by side on one worker."""
         return tuple(self._workers().ask("prefill", split, tuple(reductions)))
 
+    def step(self, seconds: float) -> None:
+        """Look after the workers without running anything, for about so long at most: some may join, others be gone.
+
+        Raises:
+            SchedulerSearchError: there is no worker, and never will be.
+        """
+        self._workers().step(seconds)
+
     def close(self) -> None:
         """Stop the workers, and leave the cluster unless this process was connected before."""
         if self._pool is not None:

@@ -186,13 +186,17 @@ class _Lines(logging.Handler):
         super().__init__(logging.WARNING)
         self._taken: list[tuple[str, str]] = []
         self._left_out = 0
+        self._seen: logging.LogRecord | None = None
         logging.captureWarnings(True)
         warnings.simplefilter("default")
-        for name in ("", "transformers"):  # the latter keeps its lines from the former
+        for name in ("", "transformers"):  # the latter may keep its lines from the former
             logging.getLogger(name).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line."""
+        """Keep a line, once."""
+        if record is self._seen:
+            return
+        self._seen = record
         if len(self._taken) >= _MOST_LINES:
             self._left_out += 1
             return

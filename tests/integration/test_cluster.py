@@ -81,7 +81,7 @@ class Study:
         end = time.monotonic() + 60
         while len(self.of(WorkerJoined)) - len(self.lost_ready) < wanted:
             assert time.monotonic() < end, self.events
-            self.executor._workers().step(0.1)
+            self.executor.step(0.1)
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
