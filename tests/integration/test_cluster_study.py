@@ -119,7 +119,8 @@ def test_a_killed_driver_is_resumed_on_another_cluster(
     database = tmp_path / "study.db"
     database_option = ["--database", "sqlite:///study.db"]
     command = ["scheduler-search", *database_option, "launch", "small.toml", "--ray", cluster.address]
-    driver = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
+    driver = subprocess.Popen(command, cwd=tmp_path, env=environment() | token, stdout=subprocess.DEVNULL)
     try:
         wait_for_chunks(driver, database, 12)
     finally:
