@@ -103,7 +103,7 @@ def _run(database: StudyDatabase, url: str, campaign: Campaign, stop: Callable[[
     from scheduler_search.cluster.campaign import check_resources, run_trials
 
     left = [one for one in campaign.studies if not _is_left_alone(database, one.name)]
-    check_resources(left)
+    check_resources(left, url)
     studies = [database.add_study(definition) for definition in left]
     # Those that seem to be owned come last: by then a dead owner has been silent for long enough.
     studies.sort(key=lambda study: study.owner is not None)

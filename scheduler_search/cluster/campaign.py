@@ -41,23 +41,46 @@ _QUIET = {
 }
 
 
-def check_resources(definitions: Sequence[StudyDefinition]) -> None:
-    """Refuse a study that the connected cluster cannot hold even alone.
+def check_resources(definitions: Sequence[StudyDefinition], url: str) -> None:
+    """Refuse a study that the connected cluster cannot hold even alone: Tune would wait for room for ever.
+
+    Args:
+        url: of the study database; the coordinator of a study runs beside one that is a file.
 
     Raises:
         ClusterError: with what is asked for and what there is.
     """
     total = ray.cluster_resources()
+    beside = _resources_here() if is_file(url) else total
     for definition in definitions:
+        bundles = bundles_of(definition, total.get("GPU", 0.0))
         for resource in ("CPU", "GPU"):
-            asked = sum(bundle.get(resource, 0.0) for bundle in bundles_of(definition, total.get("GPU", 0.0)))
-            if asked > total.get(resource, 0.0):
-                raise ClusterError(
-                    "the cluster must hold a study with all its workers",
-                    actual=f"{asked:g} {resource}s asked for and {total.get(resource, 0.0):g} there",
-                    place=f"study {definition.name!r}",
-                    remedy="lower workers of [campaign], or gpus and cpus of [study.workers]; or add nodes",
-                )
+            asked = sum(bundle.get(resource, 0.0) for bundle in bundles)
+            _require(definition, resource, asked, total, "the cluster", "lower workers of [campaign], or add nodes")
+            first, remedy = bundles[0].get(resource, 0.0), "use a PostgreSQL database, which can be used from any node"
+            _require(definition, resource, first, beside, "the machine of an SQLite database", remedy)
+
+
+def _require(
+    definition: StudyDefinition, resource: str, asked: float, there: Mapping[str, float], where: str, remedy: str
+) -> None:
+    if asked > there.get(resource, 0.0):
+        raise ClusterError(
+            f"{where} must hold what a study reserves",
+            actual=f"{asked:g} {resource} asked for, and {there.get(resource, 0.0):g} there",
+            place=f"study {definition.name!r}",
+            remedy=remedy,
+        )
+
+
+def _resources_here() -> dict[str, float]:
+    """What the nodes of this machine have, together."""
+    found: dict[str, float] = {}
+    for node in ray.nodes():
+        if node["Alive"] and node["NodeManagerAddress"] == ray.util.get_node_ip_address():
+            for resource, amount in node["Resources"].items():
+                found[resource] = found.get(resource, 0.0) + float(amount)
+    return found
 
 
 def bundles_of(definition: StudyDefinition, gpus: float, node: str | None = None) -> Bundles:

@@ -55,7 +55,8 @@ class CampaignFile(Section):
 
     Args:
         study: the sections of a study file, as far as all studies have them in common.
-        matrix: each entry is a table of keys to lists of values, and gives one study per combination.
+        matrix: each entry is a table of keys to lists of values, and gives one study per combination. A value that is
+            no list holds for all studies of its entry, and stays out of their names.
         exclude: combinations that are left out: those that have all values of an entry.
         labels: what stands for a text value in the names of studies.
     """
@@ -82,10 +83,11 @@ class Campaign:
 
 @dataclass(frozen=True)
 class _Axis:
-    """A dotted key with the values that it takes."""
+    """A dotted key with the values that it takes, and whether they are part of a study's name."""
 
     key: str
     values: tuple[Any, ...]
+    named: bool
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class _Point:
     """One combination: dotted keys to values, in the order in which they were written."""
 
     values: tuple[tuple[str, Any], ...]
+    named: frozenset[str]
 
 
 def read_campaign_file(path: str | Path) -> Campaign:
@@ -134,10 +137,11 @@ def _axes(entry: Mapping[str, Any], place: str) -> tuple[_Axis, ...]:
     axes = []
     for key, values in _leaves(entry):
         _check_key(key, place)
-        if not isinstance(values, list) or not values:
-            actual = "an empty list" if values == [] else repr(values)[:60]
-            raise StudyFileError("a key of the matrix has a list of values", actual=actual, place=f"{place}, {key}")
-        axes.append(_Axis(key, tuple(values)))
+        if values == []:
+            rule = "a key of the matrix has a value, or a list of values"
+            raise StudyFileError(rule, actual="an empty list", place=f"{place}, {key}")
+        named = isinstance(values, list)
+        axes.append(_Axis(key, tuple(values) if named else (values,), named))
     if not axes:
         raise StudyFileError("an entry of the matrix has at least one key", place=place)
     _refuse_overlaps([axis.key for axis in axes], place)
@@ -181,7 +185,10 @@ def _points(matrices: Sequence[Sequence[_Axis]], place: str) -> list[_Point]:
             f"a campaign has at most {MOST_STUDIES} studies", actual=total, place=f"{place}, [[matrix]]"
         )
     return [
-        _Point(tuple(zip((axis.key for axis in axes), values, strict=True)))
+        _Point(
+            tuple(zip((axis.key for axis in axes), values, strict=True)),
+            frozenset(axis.key for axis in axes if axis.named),
+        )
         for axes in matrices
         for values in itertools.product(*(axis.values for axis in axes))
     ]
@@ -264,7 +271,7 @@ def _names(file: CampaignFile, points: Sequence[_Point], place: str) -> list[str
     """A name for each point; StudyFileError where two are the same."""
     names: dict[str, _Point] = {}
     for point in points:
-        labels = [_label(key, value, file.labels, place) for key, value in point.values]
+        labels = [_label(key, value, file.labels, place) for key, value in point.values if key in point.named]
         name = "-".join([file.campaign.name, *labels])
         if len(name) > _TOO_LONG:
             remedy = "shorten the campaign's name, or give long values a name in [labels]"

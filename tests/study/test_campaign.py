@@ -83,6 +83,13 @@ def test_entries_of_the_matrix_are_added_up(tmp_path: Path) -> None:
     ]
 
 
+def test_a_value_that_is_no_list_holds_for_its_entry_and_stays_out_of_names(tmp_path: Path) -> None:
+    entry = '[[matrix]]\nsearch.algorithm = "g-search"\nsearch.refine = false\nsearch.stride = [2, 4]\n'
+    studies = read(tmp_path, COMMON + MATRIX + entry).studies[4:]
+    assert [study.name for study in studies] == ["sweep-stride-2", "sweep-stride-4"]
+    assert [(study.search.algorithm, study.search.refine) for study in studies] == [("g-search", False)] * 2
+
+
 def test_a_whole_section_can_vary(tmp_path: Path) -> None:
     entry = '[[matrix]]\nsearch = [{ algorithm = "p-sigmoid", budget = { as = "uniform", keep = 0.5 } }, {}]\n'
     campaign = read(tmp_path, COMMON + SIGMOID + entry)
@@ -156,7 +163,6 @@ def test_workers_of_the_campaign_become_those_of_each_study(tmp_path: Path) -> N
         (COMMON + "[matrix]\nseed = [1]", "[matrix]", "must be a valid list"),
         ("matrix = []\n" + COMMON, "[matrix]", "at least 1 item"),
         (COMMON + "[[matrix]]", "[[matrix]] 1", "at least one key"),
-        (COMMON + "[[matrix]]\nseed = 1", "[[matrix]] 1, seed", "has a list of values, but got 1"),
         (COMMON + "[[matrix]]\nseed = []", "[[matrix]] 1, seed", "but got an empty list"),
         (COMMON + '[[matrix]]\nname = ["a"]', "[[matrix]] 1", "only known keys"),
         (COMMON + "[[matrix]]\nserch.stride = [1]", "[[matrix]] 1", 'did you mean "search"?'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -10,11 +11,14 @@ import pytest
 from pydantic import BaseModel
 
 from scheduler_search.rule import declarations
+from scheduler_search.study.campaign import CampaignFile, CampaignSection, read_campaign_file
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.file import read_study_file
 from scheduler_search.study.sections import RuleSection
 
 STUDIES = Path(__file__).parents[2] / "studies"
+CAMPAIGN = STUDIES / "campaign.toml"
+STUDY_FILES = sorted(set(STUDIES.glob("*.toml")) - {CAMPAIGN})
 README = (STUDIES / "README.md").read_text(encoding="utf-8")
 
 
@@ -60,10 +64,21 @@ def test_the_readme_names_every_rule_of_the_decoder_and_its_parameters() -> None
                 assert f"`{parameter.name}`" in README
 
 
-@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.stem)
 def test_shipped_study_files_are_valid_and_named_like_their_study(path: Path) -> None:
     assert read_study_file(path).name == path.stem
     assert f"`{path.name}`" in README
+
+
+def test_the_shipped_campaign_is_valid_and_its_page_knows_every_key() -> None:
+    campaign = read_campaign_file(CAMPAIGN)
+    assert campaign.name == CAMPAIGN.stem
+    assert f"{len(campaign.studies)} studies" in CAMPAIGN.read_text()
+    assert "(campaigns.md)" in README
+    page = (STUDIES / "campaigns.md").read_text()
+    for model in (CampaignFile, CampaignSection):
+        for name in model.model_fields:
+            assert f"| `{name}` |" in page or re.search(rf"`\[+{name}\]+`", page), name
 
 
 def test_there_are_shipped_study_files() -> None:
