@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Callable
+from typing import TypeVar
 
 import ray
 from ray._private import worker as ray_worker
 from ray._raylet import Config
+
+from scheduler_search.errors import ClusterError
+
+Answer = TypeVar("Answer")
 
 ANSWER_SECONDS = 15.0
 _OUTLIVE_SECONDS = 24 * 3600
@@ -32,17 +37,41 @@ def silence() -> None:
     ray_worker._worker_logs_enabled = False
 
 
+def within(seconds: float, ask: Callable[[], Answer]) -> Answer:
+    """What the cluster answers within so many seconds.
+
+    Raises:
+        ClusterError: it does not, or with an error: its head node is gone.
+    """
+    found: list[Answer] = []
+    errors: list[ray.exceptions.RayError] = []
+    answered = threading.Event()
+
+    def call() -> None:
+        try:
+            found.append(ask())
+        except ray.exceptions.RayError as error:
+            errors.append(error)
+        answered.set()
+
+    # Where nobody answers, the call does not return, and cannot be given up.
+    threading.Thread(target=call, name="is the cluster there", daemon=True).start()
+    answered.wait(seconds)
+    if found:
+        return found[0]
+    raise ClusterError(
+        "the head node of the cluster must answer while a study runs",
+        actual=f"{type(errors[0]).__name__}: {errors[0]}" if errors else f"nothing for {seconds:g} s",
+        remedy="resume the study when the cluster is back, or on another",
+    )
+
+
 def answers(seconds: float = ANSWER_SECONDS) -> bool:
     """Whether the cluster that this process is connected to answers within so many seconds."""
     if not ray.is_initialized():
         return False
-    answered = threading.Event()
-
-    def ask() -> None:
-        with suppress(ray.exceptions.RayError):
-            ray.cluster_resources()
-            answered.set()
-
-    # Where nobody answers, the call does not return, and cannot be given up.
-    threading.Thread(target=ask, name="is the cluster there", daemon=True).start()
-    return answered.wait(seconds)
+    try:
+        within(seconds, ray.cluster_resources)
+    except ClusterError:
+        return False
+    return True

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from scheduler_search.cluster import health
 from scheduler_search.cluster.dispatch import Unit
 from scheduler_search.cluster.events import Report, WorkerJoined, WorkerLogged, WorkerLost
 from scheduler_search.cluster.member import Call, DeadWorkerError, Member, Method
@@ -185,7 +186,8 @@ class Pool:
         if now - self._filled < _FILL_SECONDS:
             return
         self._filled = now
-        places = self._room.places(self._troubles.avoided)
+        avoided = self._troubles.avoided
+        places = health.within(health.ANSWER_SECONDS, lambda: self._room.places(avoided))
         room = sum(places.values())
         self._check_hope(room, now)
         if self._troubles.pausing(now):
@@ -275,7 +277,7 @@ class Pool:
         assert answer is not None
         for level, text in answer.lines:
             self.report(WorkerLogged(member.name, level, text))
-        if answer.fault is not None and not call.withdrawn:
+        if answer.fault is not None:
             self.report(WorkerLogged(member.name, "error", answer.fault.traceback or answer.fault.text))
         if call.unit is not None and not call.withdrawn:
             self._happened.append(Ran(member.name, call.unit, answer))

@@ -11,7 +11,7 @@ import signal
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scheduler_search.errors import DataError, ModelError
@@ -52,6 +52,8 @@ class FaultyExecutor(SimulatedExecutor):
             raise OSError("the disk is on fire")
         if self._takes("refuse"):
             raise ModelError("a model must be there", place="a node without it")
+        if self._takes("differ"):
+            return replace(super().model(), environment=(("device", "another"),))
         return super().model()
 
     def split(self, name: SplitName) -> SplitDescription:
@@ -80,6 +82,8 @@ class FaultyExecutor(SimulatedExecutor):
             time.sleep(1000)
         if self._takes(f"raise-{chunk}"):
             raise ValueError(f"chunk {chunk} is cursed")
+        if self._takes(f"exhaust-{chunk}"):
+            raise MemoryError
         if self._takes(f"refuse-{chunk}"):
             raise ModelError("a chunk must fit", place=f"chunk {chunk}")
         if self._takes(f"warn-{chunk}"):

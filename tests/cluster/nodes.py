@@ -47,6 +47,10 @@ class Nodes:
         """End a node with SIGKILL, or by the book."""
         self._cluster.remove_node(node, allow_graceful=graceful)
 
+    def kill_head(self) -> None:
+        """End the head with SIGKILL; nothing works any more."""
+        self._cluster.head_node.kill_gcs_server(check_alive=False)
+
     def shut_down(self) -> None:
         """End all."""
         self._cluster.shutdown()

@@ -14,8 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from scheduler_search.cluster import Progress, RayExecutor, WorkerEvent, WorkerJoined, WorkerLogged, WorkerLost, connect
+from scheduler_search.cluster import (
+    Progress,
+    RayExecutor,
+    WorkerEvent,
+    WorkerJoined,
+    WorkerLogged,
+    WorkerLost,
+    connect,
+    health,
+    pool,
+)
 from scheduler_search.errors import ClusterError, DataError, ModelError, WorkerError
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction
@@ -163,6 +175,7 @@ def test_a_chunk_that_kills_every_worker_stops_the_study(studies: list[Study], t
 
 def test_an_error_in_a_chunk_is_tried_elsewhere_and_logged(studies: list[Study], tmp_path: Path) -> None:
     plant(tmp_path, "raise-2", 2)
+    plant(tmp_path, "exhaust-4")
     plant(tmp_path, "warn-5")
     study = begin(studies, tmp_path)
     study.executor.model()
@@ -171,6 +184,7 @@ def test_an_error_in_a_chunk_is_tried_elsewhere_and_logged(studies: list[Study],
     logged = study.of(WorkerLogged)
     assert sum("chunk 2 is cursed" in event.text for event in logged if event.level == "error") == 2
     assert [event.level for event in logged if "chunk 5 is odd" in event.text] == ["warning"]
+    assert any("MemoryError" in event.text for event in logged)
     assert not study.of(WorkerLost)
 
 
@@ -213,6 +227,19 @@ def test_a_node_where_loading_fails_is_left_alone(studies: list[Study], tmp_path
     (lost,) = study.of(WorkerLost)
     assert "a model must be there" in lost.reason
     assert len({process for process, _ in ran(tmp_path)}) == 1
+
+
+def test_a_worker_that_differs_is_refused_by_name(studies: list[Study], tmp_path: Path) -> None:
+    plant(tmp_path, "differ")
+    study = begin(studies, tmp_path)
+    study.executor.model()
+    while not study.of(WorkerLost):
+        study.executor.step(0.1)
+    (lost,) = study.of(WorkerLost)
+    assert "the same model with the same software" in lost.reason
+    assert "device" in lost.reason
+    assert lost.worker in lost.reason
+    assert study.scores(tasks()) == EXPECTED
 
 
 def test_what_no_node_can_load_is_raised_as_it_is(studies: list[Study], tmp_path: Path) -> None:
@@ -265,3 +292,51 @@ def test_nodes_come_and_go(cluster: Nodes, studies: list[Study], tmp_path: Path)
     }
     assert len(found) == 80
     assert len(study.lost_ready) == 1
+
+
+def test_workers_wait_for_a_cluster_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch, studies: list[Study], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pool, "_SAY_SECONDS", 1.0)
+    taken = ray.util.placement_group([{"CPU": 1}, {"CPU": 1}])
+    ray.get(taken.ready())
+    study = begin(studies, tmp_path)
+    while not study.of(WorkerLogged):
+        study.executor.step(0.5)
+    assert study.of(WorkerLogged)[0].text.startswith("waiting for 1 CPUs; the cluster has nodes with")
+    ray.util.remove_placement_group(taken)
+    assert study.scores(tasks()) == EXPECTED
+
+
+def test_a_placement_group_holds_all_workers(cluster: Nodes, tmp_path: Path) -> None:
+    """Its first bundle is the driver's; the others hold a worker each, and no more are started elsewhere."""
+    del cluster
+    group = ray.util.placement_group([{"CPU": 0.25}, {"CPU": 0.5}, {"CPU": 0.5}])
+    strategy = PlacementGroupSchedulingStrategy(group, 0)
+    driver = ray.remote(in_a_group).options(num_cpus=0.25, scheduling_strategy=strategy)
+    workers, scores = ray.get(driver.remote(tmp_path))
+    assert workers == 2
+    assert scores == EXPECTED
+    ray.util.remove_placement_group(group)
+
+
+def in_a_group(folder: Path) -> tuple[int, dict[ChunkTask, tuple[float, ...]]]:
+    study = Study(Faulty(folder, 0.02), cpus=0.5)
+    try:
+        study.workers(2)
+        for _ in range(3):
+            study.executor.step(0.5)
+        return len(study.of(WorkerJoined)), study.scores(tasks())
+    finally:
+        study.executor.close()
+
+
+def test_the_head_dies(monkeypatch: pytest.MonkeyPatch, cluster: Nodes, studies: list[Study], tmp_path: Path) -> None:
+    """The last test of this cluster. The process lives on, and can resume on another."""
+    monkeypatch.setattr(health, "ANSWER_SECONDS", 3.0)
+    study = begin(studies, tmp_path, seconds=0.2)
+    run = study.executor.run(iter(tasks(40)))
+    next(run)
+    cluster.kill_head()
+    with pytest.raises(ClusterError, match="resume the study when the cluster is back"):
+        list(run)
