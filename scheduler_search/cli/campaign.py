@@ -50,14 +50,11 @@ def run_campaign(url: str, file: Path, ray: str | None, resume: bool) -> None:
             if _is_over(database, campaign, resume):
                 _print_summary(database, campaign)
                 return
-    with (
-        stop_on(signal.SIGTERM) as terminated,
-        stop_on(signal.SIGINT) as interrupted,
-        Executors() as executors,
-        StudyDatabase.open(url) as database,
-    ):
+    with Executors() as executors, StudyDatabase.open(url) as database:
         executors.connect(ray or os.environ.get("RAY_ADDRESS") or "auto")
-        errors = _run(database, url, campaign, lambda: terminated() or interrupted())
+        # Ray takes the signals for itself when it connects, so ours come after it.
+        with stop_on(signal.SIGTERM) as terminated, stop_on(signal.SIGINT) as interrupted:
+            errors = _run(database, url, campaign, lambda: terminated() or interrupted())
     with StudyDatabase.open(url, create=False) as database:
         _print_summary(database, campaign)
         complete = _print_errors(database, campaign, errors)
