@@ -14,7 +14,7 @@ import ray
 from ray._private.state import actors
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
-from scheduler_search.cluster import health
+from scheduler_search.cluster.asking import within
 from scheduler_search.cluster.dispatch import Unit
 from scheduler_search.cluster.worker import Answer, Fault, Hello, Where
 from scheduler_search.errors import SchedulerSearchError
@@ -139,7 +139,7 @@ def _answer(reference: Any) -> Answer:
 
 def _node_of(actor: Any) -> str | None:
     """The node that Ray put an actor on that never answered. There is no public way to ask without Ray's dashboard."""
-    found = health.within(health.ANSWER_SECONDS, lambda: actors(actor._actor_id.hex()))
+    found = within(lambda: actors(actor._actor_id.hex()))
     return str(found.get("Address", {}).get("NodeID", "")) or None
 
 

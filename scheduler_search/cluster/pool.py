@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from scheduler_search.cluster import health
+from scheduler_search.cluster.asking import within
 from scheduler_search.cluster.dispatch import Unit
 from scheduler_search.cluster.events import Report, WorkerJoined, WorkerLogged, WorkerLost
 from scheduler_search.cluster.member import Call, DeadWorkerError, Member, Method
@@ -187,7 +187,7 @@ class Pool:
             return
         self._filled = now
         avoided = self._troubles.avoided
-        places = health.within(health.ANSWER_SECONDS, lambda: self._room.places(avoided))
+        places = within(lambda: self._room.places(avoided))
         room = sum(places.values())
         self._check_hope(room, now)
         if self._troubles.pausing(now):

@@ -24,8 +24,8 @@ from scheduler_search.cluster import (
     WorkerJoined,
     WorkerLogged,
     WorkerLost,
+    asking,
     connect,
-    health,
     pool,
 )
 from scheduler_search.errors import ClusterError, DataError, ModelError, WorkerError
@@ -333,7 +333,7 @@ def in_a_group(folder: Path) -> tuple[int, dict[ChunkTask, tuple[float, ...]]]:
 
 def test_the_head_dies(monkeypatch: pytest.MonkeyPatch, cluster: Nodes, studies: list[Study], tmp_path: Path) -> None:
     """The last test of this cluster. The process lives on, and can resume on another."""
-    monkeypatch.setattr(health, "ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr(asking, "ANSWER_SECONDS", 3.0)
     study = begin(studies, tmp_path, seconds=0.2)
     run = study.executor.run(iter(tasks(40)))
     next(run)
