@@ -21,7 +21,7 @@ from pathlib import Path
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config
 
-from scheduler_search.cluster.health import outlive_the_cluster, silence
+from scheduler_search.cluster.health import keeping_signals, outlive_the_cluster, refusal, silence
 from scheduler_search.errors import ClusterError
 
 LOCAL = "local"
@@ -127,8 +127,10 @@ def _checked(address: str | None) -> str:
 def _join(address: str) -> None:
     outlive_the_cluster()
     try:
+        if address != "auto" and (error := refusal(address)) is not None:
+            raise error
         _initialise(address)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise ClusterError(
             "a Ray cluster must answer at its address and take our token",
@@ -140,7 +142,7 @@ def _join(address: str) -> None:
 
 def _initialise(address: str, **options: object) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with warnings.catch_warnings():
+    with keeping_signals(), warnings.catch_warnings():
         # Of Ray's own future defaults, which are none of the user's business.
         warnings.simplefilter("ignore", FutureWarning)
         ray.init(

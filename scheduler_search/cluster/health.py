@@ -1,25 +1,23 @@
-"""A process and the cluster that it is connected to: what Ray prints in it, and whether Ray answers.
+"""A process and the cluster that it is connected to: what Ray prints in it, and whether the head node is there.
 
-Knows: that Ray's client ends a process whose head node went away, and prints what its daemons report. Does not know:
-workers, or what is run.
+Knows: that Ray's client ends a process whose head node went away, takes a minute to find that nobody is at an address,
+takes SIGTERM for itself, and prints what its daemons report. Does not know: workers, or what is run.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from ray._private import worker as ray_worker
 from ray._raylet import Config
 
-from scheduler_search.errors import ClusterError
-
-Answer = TypeVar("Answer")
-
-ANSWER_SECONDS = 15.0
+ANSWER_SECONDS = 5.0
 _OUTLIVE_SECONDS = 24 * 3600
 
 
@@ -37,41 +35,33 @@ def silence() -> None:
     ray_worker._worker_logs_enabled = False
 
 
-def within(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """What the cluster answers within so many seconds.
-
-    Raises:
-        ClusterError: it does not, or with an error: its head node is gone.
-    """
-    found: list[Answer] = []
-    errors: list[ray.exceptions.RayError] = []
-    answered = threading.Event()
-
-    def call() -> None:
-        try:
-            found.append(ask())
-        except ray.exceptions.RayError as error:
-            errors.append(error)
-        answered.set()
-
-    # Where nobody answers, the call does not return, and cannot be given up.
-    threading.Thread(target=call, name="is the cluster there", daemon=True).start()
-    answered.wait(seconds)
-    if found:
-        return found[0]
-    raise ClusterError(
-        "the head node of the cluster must answer while a study runs",
-        actual=f"{type(errors[0]).__name__}: {errors[0]}" if errors else f"nothing for {seconds:g} s",
-        remedy="resume the study when the cluster is back, or on another",
-    )
-
-
-def answers(seconds: float = ANSWER_SECONDS) -> bool:
-    """Whether the cluster that this process is connected to answers within so many seconds."""
-    if not ray.is_initialized():
-        return False
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """While connecting: Ray takes SIGTERM, and would end the process with it; whoever had it gets it back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        within(seconds, ray.cluster_resources)
-    except ClusterError:
-        return False
-    return True
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def answers() -> bool:
+    """Whether the head node that this process is connected to is there.
+
+    Ray itself is not asked: a call that nobody answers cannot be given up, and ends the process when another head node
+    answers it.
+    """
+    return ray.is_initialized() and refusal(ray.get_runtime_context().gcs_address) is None
+
+
+def refusal(address: str, seconds: float = ANSWER_SECONDS) -> OSError | None:
+    """Why nobody can be reached at ``host:port``; None where somebody can."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
+    except OSError as error:
+        return error
+    return None
