@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations_with_replacement, islice
 from pathlib import Path
 
 from scheduler_search.cluster import RayExecutor, WorkerEvent, WorkerJoined, connect
@@ -24,7 +25,7 @@ from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import StudyDefinition
 from scheduler_search.study.values import ChunkResult, ChunkTask
-from tests.coordinator.simulated import LAYERS, SimulatedExecutor
+from tests.coordinator.simulated import LAYERS, VISION_TOKENS, SimulatedExecutor
 
 GOAL = 0.9
 CHUNK = 16
@@ -105,7 +106,7 @@ def measure(workers: int, chunks: int, seconds: float, candidates: int) -> Timin
 
 
 def _timed(executor: RayExecutor, folder: Path, workers: int, chunks: int, candidates: int) -> Timing:
-    requests = [_request(number) for number in range(candidates + 1)]
+    requests = _requests(candidates + 1)
     with StudyDatabase.open(f"sqlite:///{folder}/scaling.db") as database:
         evaluations = Evaluations(database, executor)
         # Chunks find their homes, and every worker has run one.
@@ -116,9 +117,12 @@ def _timed(executor: RayExecutor, folder: Path, workers: int, chunks: int, candi
         return Timing(workers, chunks * candidates, time.perf_counter() - begun, time.process_time() - processor)
 
 
-def _request(number: int) -> Request:
-    definition_ = definition(1, CHUNK)
-    return Request(Reduction((1.0, *[1.0 / (number + 2)] * (LAYERS - 1)), definition_.resolved_rule))
+def _requests(number: int) -> list[Request]:
+    """Reductions that keep different counts, so that no score is recorded already."""
+    rule = definition(1, CHUNK).resolved_rule
+    counts = combinations_with_replacement(range(VISION_TOKENS, -1, -1), LAYERS - 1)
+    rates = ((1.0, *(count / VISION_TOKENS for count in one)) for one in islice(counts, number))
+    return [Request(Reduction(one, rule)) for one in rates]
 
 
 def row(timing: Timing, seconds: float) -> tuple[str, ...]:
