@@ -61,18 +61,16 @@ def run(folder: Path, *arguments: str, database: str = "scheduler-search.db") ->
 @pytest.fixture(scope="module")
 def followed(folder: Path) -> Path:
     """The folder after every command of the README."""
-    on_cluster = commands(section("On a cluster"))
-    for command in commands():
-        words = shlex.split(command)
-        if command in on_cluster:
-            # For someone who begins there: the study is one that the queue has finished by now.
-            run(folder, *words, database="cluster.db")
-        elif words[0] == "make":
-            # The quickstart's steps are the commands below it; running it whole is left to whoever follows the README.
-            run(ROOT, "make", "--dry-run", *words[1:])
-        else:
-            assert words[0] == "scheduler-search", command
-            run(folder, *words)
+    for part in README.split("\n## "):
+        # For someone who begins there: the queue has finished the study of that section by now.
+        database = "cluster.db" if part.startswith("On a cluster\n") else "scheduler-search.db"
+        for words in map(shlex.split, commands(part)):
+            if words[0] == "make":
+                # The quickstart's steps are the commands below it; running it whole is left to whoever follows the README.
+                run(ROOT, "make", "--dry-run", *words[1:])
+            else:
+                assert words[0] == "scheduler-search", words
+                run(folder, *words, database=database)
     return folder
 
 
