@@ -66,7 +66,7 @@ def followed(folder: Path) -> Path:
         database = "cluster.db" if part.startswith("On a cluster\n") else "scheduler-search.db"
         for words in map(shlex.split, commands(part)):
             if words[0] == "make":
-                # The quickstart's steps are the commands below it; running it whole is left to whoever follows the README.
+                # The quickstart's steps are the commands below it; running it whole is left to who follows the README.
                 run(ROOT, "make", "--dry-run", *words[1:])
             else:
                 assert words[0] == "scheduler-search", words
