@@ -59,13 +59,26 @@ def _private_cluster() -> Iterator[None]:
     folder = _own_folder()
     try:
         with _token_environment(folder):
-            _initialise("local", _temp_dir=str(folder), object_store_memory=_OBJECT_STORE_BYTES)
+            _start(folder)
             try:
                 yield
             finally:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path) -> None:
+    try:
+        _initialise("local", _temp_dir=str(folder), object_store_memory=_OBJECT_STORE_BYTES)
+    except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
+        raise ClusterError(
+            "a private Ray cluster must start",
+            actual=f"{type(error).__name__}: {first_line}",
+            place="Ray on this machine",
+            remedy="try again when the machine is less busy; it needs about 1 GB of memory",
+        ) from error
 
 
 def _own_folder() -> Path:

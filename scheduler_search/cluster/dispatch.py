@@ -82,6 +82,7 @@ class Dispatch:
         self._tasks: Iterator[ChunkTask] | None = iter(tasks)
         self._homes = homes
         self._depth = depth
+        self._unread = 0
         self._waiting: list[Unit] = []
         self._queues: dict[str, list[Unit]] = {}
 
@@ -121,8 +122,13 @@ class Dispatch:
         self._waiting.insert(0, unit)
         return True
 
-    def assign(self) -> list[Order]:
-        """Everything that can be handed out now: to idle workers first, then to those with room in their queue."""
+    def assign(self, unread: int = 0) -> list[Order]:
+        """Everything that can be handed out now: to idle workers first, then to those with room in their queue.
+
+        Args:
+            unread: results that nobody has seen yet, which may change what comes next: they count as under way.
+        """
+        self._unread = unread
         orders: list[Order] = []
         while (order := self._next()) is not None:
             orders.append(order)
@@ -193,7 +199,7 @@ class Dispatch:
 
     def _take(self) -> Unit | None:
         """The next task, which waits now; None where there is none, or too much is under way."""
-        under_way = len(self._waiting) + sum(map(len, self._queues.values()))
+        under_way = self._unread + len(self._waiting) + sum(map(len, self._queues.values()))
         if self._tasks is None or under_way >= self._depth * len(self._queues):
             return None
         for task in self._tasks:

@@ -86,7 +86,7 @@ class RayExecutor:
     def run(self, tasks: Iterable[ChunkTask]) -> Iterator[ChunkResult]:
         """Run the tasks on whichever workers there are, yielding results in any order.
 
-        At most two tasks per worker are taken before their results are there.
+        At most two tasks per worker are taken before their results are read.
 
         Raises:
             WorkerError: a chunk failed as often as ``[workers] attempts`` says.
@@ -189,7 +189,7 @@ class _Run:
         return changed
 
     def _hand_out(self) -> None:
-        for order in self._dispatch.assign():
+        for order in self._dispatch.assign(len(self._found)):
             if order.taken_from is not None:
                 self._pool.withdraw(order.taken_from, order.unit)
             self._pool.run(order.worker, order.unit)

@@ -51,3 +51,17 @@ def test_a_token_that_is_there_serves(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with connection._token_environment(tmp_path):
         assert not list(tmp_path.iterdir())
         assert "RAY_AUTH_TOKEN_PATH" not in connection.os.environ
+
+
+def test_a_private_cluster_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray raises then is no more than an Exception; the folder with the token is gone all the same."""
+    folders: list[Path] = []
+
+    def fail(address: str, **options: object) -> None:
+        folders.append(Path(str(options["_temp_dir"])))
+        raise Exception(f"{address} timed out")
+
+    monkeypatch.setattr(connection, "_initialise", fail)
+    with pytest.raises(ClusterError, match=r"a private Ray cluster must start.*local timed out"), connect("local"):
+        pass
+    assert not folders[0].exists()

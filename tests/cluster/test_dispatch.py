@@ -129,6 +129,13 @@ def test_no_more_tasks_are_taken_than_workers_can_hold(chunks: int, workers: int
     assert all(cluster.queues.values()) or cluster.taken < workers
 
 
+@given(unread=st.integers(0, 10))
+def test_results_that_nobody_has_read_count_as_under_way(unread: int) -> None:
+    cluster = Cluster(tasks(20), workers=3)
+    cluster.dispatch.assign(unread)
+    assert cluster.taken == max(0, DEPTH * 3 - unread)
+
+
 def test_nothing_is_taken_without_workers() -> None:
     cluster = Cluster(tasks(3))
     assert cluster.assign() == []
