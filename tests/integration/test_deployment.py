@@ -222,9 +222,6 @@ def test_from_an_empty_database_to_an_exported_schedule(deployment: Deployment) 
     the_dashboard_only_reads(deployment)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="connect() leaves Ray's own handler of SIGTERM in place, which aborts the process"
-)
 def test_the_coordinator_stops_when_asked(deployment: Deployment) -> None:
     coordinator = deployment.started["coordinator"]
     coordinator.terminate()
