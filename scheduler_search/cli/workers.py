@@ -15,7 +15,7 @@ from rich.console import Console
 from scheduler_search.errors import DatabaseError
 
 if TYPE_CHECKING:
-    from scheduler_search.cluster.events import Progress, WorkerEvent, WorkerJoined, WorkerLost
+    from scheduler_search.cluster.events import Progress, WorkerEvent
     from scheduler_search.coordinator.events import Event, Listener
 
     Level = Literal["info", "warning", "error"]
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 # What the name of every worker begins with, and so every line about one.
 WORKER = "worker-"
 
-# A worker that repeats itself must fill neither the database nor the terminal.
-_LONGEST_LINE = 1000
 _LONGEST_PRINTED = 200
 _MOST_KEPT = 1000
 
@@ -42,20 +40,16 @@ class WorkerNews:
 
     def receive(self, event: WorkerEvent) -> None:
         """Show it, and write it to the log or keep it until there is one."""
-        from scheduler_search.cluster import events
+        from scheduler_search.cluster import events, lines
 
-        match event:
-            case events.Progress():
-                self._progress = event
-                if self._show is not None:
-                    self._show(progress_text(event))
-            case events.WorkerLost():
-                _print(_shortened(lost_text(event), _LONGEST_PRINTED))
-                self._log("warning", lost_text(event))
-            case events.WorkerJoined():
-                self._log("info", joined_text(event))
-            case events.WorkerLogged():
-                self._log(_level(event.level), f"{event.worker}: {event.text}")
+        if isinstance(event, events.Progress):
+            self._progress = event
+            if self._show is not None:
+                self._show(progress_text(event))
+        if isinstance(event, events.WorkerLost):
+            _print(lines.shortened(lines.lost_text(event), _LONGEST_PRINTED))
+        if (line := lines.line_of(event)) is not None:
+            self._log(*line)
 
     @contextmanager
     def told(self, write: Write, show: Show) -> Iterator[Callable[[Listener], Listener]]:
@@ -86,13 +80,12 @@ class WorkerNews:
             self._log(level, text)
 
     def _log(self, level: Level, text: str) -> None:
-        line = _shortened(text, _LONGEST_LINE)
         if self._write is None:
-            self._kept = [*self._kept, (level, line)][-_MOST_KEPT:]
+            self._kept = [*self._kept, (level, text)][-_MOST_KEPT:]
             return
         # Whatever it is, the study's own next write meets it too, and can say so.
         with suppress(DatabaseError):
-            self._write(level, line)
+            self._write(level, text)
 
 
 def progress_text(progress: Progress) -> str:
@@ -103,32 +96,6 @@ def progress_text(progress: Progress) -> str:
     if progress.device_bytes:
         parts.append(f"{progress.device_bytes / 2**30:.1f} GiB at most")
     return ", ".join(parts)
-
-
-def joined_text(event: WorkerJoined) -> str:
-    """Who joined, as a line."""
-    return f"{event.worker} joined: {event.device} on {event.node}"
-
-
-def lost_text(event: WorkerLost) -> str:
-    """Who was lost, and why, as a line."""
-    return f"{event.worker} on {event.node} was lost: {event.reason}"
-
-
-def _shortened(text: str, longest: int) -> str:
-    """One line of at most so many characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
-
-
-def _level(name: str) -> Level:
-    match name:
-        case "warning":
-            return "warning"
-        case "error" | "critical":
-            return "error"
-        case _:
-            return "info"
 
 
 def _print(text: str) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from scheduler_search.cluster.events import WorkerEvent, WorkerJoined, WorkerLogged, WorkerLost
+from scheduler_search.cluster.events import WorkerEvent
+from scheduler_search.cluster.lines import Level, Lines, level_of, line_of, shortened
 from scheduler_search.coordinator import owned, owner_text, run_study
 from scheduler_search.errors import DatabaseError, LeaseHeldError, LeaseLostError
 from scheduler_search.storage import StudyDatabase
@@ -47,6 +48,7 @@ class StudyTrial(tune.Trainable):
         self._url = url
         self._run = run
         self._kept: tuple[object, Executor] | None = None
+        self._lines = Lines()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another study in the same process."""
@@ -70,8 +72,19 @@ class StudyTrial(tune.Trainable):
 
     def _run_claimed(self, database: StudyDatabase, lease: Lease) -> None:
         study = database.study(self._name)
+        # What was said before is none of this study's business.
+        self._lines.take()
         with owned(database, study, lease=lease) as ownership:
-            run_study(database, study, self._executor(database, study), ownership=ownership)
+            try:
+                executor = self._executor(database, study)
+                run_study(database, study, executor, lambda _: self._log_own(database, study), ownership=ownership)
+            finally:
+                self._log_own(database, study)
+
+    def _log_own(self, database: StudyDatabase, study: StudyRecord) -> None:
+        """What this process logged and warned of; the workers of a study tell theirs themselves."""
+        for level, text in self._lines.take():
+            _log(database, study, level_of(level), shortened(text))
 
     def _executor(self, database: StudyDatabase, study: StudyRecord) -> Executor:
         """The one of the study before it, where both differ in nothing that an executor is made of."""
@@ -127,18 +140,15 @@ def _ray_executor(database: StudyDatabase, study: StudyRecord) -> Executor:
     """Workers in the placement group of the trial, whose losses and warnings go to the study's log."""
     from scheduler_search.cluster.executor import RayExecutor
 
-    return RayExecutor(study.definition, report=partial(_log, database, study))
+    return RayExecutor(study.definition, report=partial(_hear, database, study))
 
 
-def _log(database: StudyDatabase, study: StudyRecord, event: WorkerEvent) -> None:
+def _hear(database: StudyDatabase, study: StudyRecord, event: WorkerEvent) -> None:
+    if (line := line_of(event)) is not None:
+        _log(database, study, *line)
+
+
+def _log(database: StudyDatabase, study: StudyRecord, level: Level, text: str) -> None:
     # A database that cannot be written is met by the study's own next write too, which can say so.
     with suppress(DatabaseError):
-        match event:
-            case WorkerJoined():
-                database.add_log(study, "info", f"{event.worker} joined")
-            case WorkerLost():
-                database.add_log(study, "warning", f"{event.worker} was lost: {event.reason}")
-            case WorkerLogged():
-                database.add_log(study, "warning", f"{event.worker}: {event.text}")
-            case _:
-                pass
+        database.add_log(study, level, text)

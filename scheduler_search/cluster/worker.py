@@ -7,11 +7,9 @@ of an answer.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +17,7 @@ from typing import Any
 
 import ray
 
+from scheduler_search.cluster.lines import Lines
 from scheduler_search.errors import SchedulerSearchError, WorkerMismatchError
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
@@ -34,7 +33,6 @@ from scheduler_search.study.values import (
 Maker = Callable[[StudyDefinition, int], Executor]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_MOST_LINES = 100
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ class Worker:
     """
 
     def __init__(self, definition: str, share: int = 1, make: Maker = local_executor) -> None:
-        self._lines = _Lines()
+        self._lines = Lines()
         self._definition = StudyDefinition.from_json(definition, "the definition sent to a worker")
         for name in _THREAD_VARIABLES:
             # Ray sets the first to the CPUs that it reserved. Torch reads them when it is imported.
@@ -177,38 +175,6 @@ class Worker:
     def _device_bytes(self) -> int:
         peak = getattr(self._made, "peak_memory", None)
         return int(peak()) if peak is not None else 0
-
-
-class _Lines(logging.Handler):
-    """Collects what this process logs and warns of; beyond some lines between two answers it only counts."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._taken: list[tuple[str, str]] = []
-        self._left_out = 0
-        self._seen: logging.LogRecord | None = None
-        logging.captureWarnings(True)
-        warnings.simplefilter("default")
-        for name in ("", "transformers"):  # the latter may keep its lines from the former
-            logging.getLogger(name).addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line, once."""
-        if record is self._seen:
-            return
-        self._seen = record
-        if len(self._taken) >= _MOST_LINES:
-            self._left_out += 1
-            return
-        self._taken.append((record.levelname.lower(), record.getMessage()))
-
-    def take(self) -> tuple[tuple[str, str], ...]:
-        """What was logged since this was last asked."""
-        lines = list(self._taken)
-        if self._left_out:
-            lines.append(("warning", f"{self._left_out} more lines"))
-        self._taken, self._left_out = [], 0
-        return tuple(lines)
 
 
 def _where() -> Where:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -17,7 +18,10 @@ from scheduler_search.errors import ClusterError, StudyConflictError
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.campaign import read_campaign_file
 from scheduler_search.study.states import StudyState
-from tests.cluster.campaigns import LONG, TINY, write
+from tests.cluster.campaigns import LONG, TINY, outcome, run_alone, write
+from tests.cluster.executors import Faulty, plant
+from tests.cluster.nodes import nodes
+from tests.cluster.processes import logging_restored
 
 pytestmark = pytest.mark.slow
 
@@ -25,13 +29,31 @@ PENALTIES = '[[matrix]]\n"search.penalty" = [0.01, 0.1]\n'
 # The second has no model, on any attempt.
 ONE_FAILS = '[[matrix]]\n"model.id" = ["testbed:tiny-llava", "./missing"]\n'
 
+TWO_WORKERS = (
+    TINY.replace('"tiny"\n', '"tiny"\nworkers = 2\n').replace("[study.data]\n", "[study.data]\nchunk = 8\n")
+    + """
+[[matrix]]
+"search.algorithm" = ["g-search"]
+"search.stride" = 3
+"search.refine" = false
+"search.penalty" = [0.01]
+[[matrix]]
+"search.algorithm" = ["p-sigmoid"]
+"search.budget" = [0.3]
+"""
+)
+
 
 @pytest.fixture(scope="module")
 def _cluster() -> Iterator[None]:
+    """Two nodes with room for a coordinator and two workers each."""
     from scheduler_search.cluster import connect
 
-    with connect("local"):
-        yield
+    with nodes() as found:
+        found.add(3)
+        found.add(3)
+        with connect(found.address):
+            yield
 
 
 @pytest.fixture
@@ -112,12 +134,63 @@ def test_a_killed_trial_is_tried_again_and_tune_is_told_no_secret(database: Stud
 
 
 @pytest.mark.usefixtures("_cluster")
+def test_studies_with_workers_of_their_own_decide_what_they_decide_alone(
+    database: StudyDatabase, tmp_path: Path
+) -> None:
+    """Two studies at once, with two workers each, one of which is killed."""
+    file = write(tmp_path, TWO_WORKERS)
+    campaign = read_campaign_file(file)
+    killed: list[int] = []
+
+    def look() -> None:
+        found = [one for one in workers() if any(begun(database, study.name) for study in campaign.studies)]
+        if found and not killed:
+            killed.append(found[0])
+            os.kill(found[0], signal.SIGKILL)
+
+    assert run(database, file, look) == {}
+    assert killed
+    assert {one.name: outcome(database, one) for one in database.studies()} == run_alone(tmp_path, campaign)
+    lines = [told(database, study.name) for study in campaign.studies]
+    assert all({"worker-1 joined", "worker-2 joined"} <= {line.partition(":")[0] for line in one} for one in lines)
+    assert sum(" was lost: " in line for one in lines for line in one) == 1
+
+
+def workers() -> list[int]:
+    """The processes of all workers that are alive."""
+    from ray._private.state import actors
+
+    return [one["Pid"] for one in actors().values() if (one["ActorClassName"], one["State"]) == ("Worker", "ALIVE")]
+
+
+@pytest.mark.usefixtures("_cluster")
 def test_a_study_that_fits_nowhere_is_refused(tmp_path: Path) -> None:
     from scheduler_search.cluster.campaign import check_resources
 
     studies = read_campaign_file(write(tmp_path, TINY + "[study.workers]\ncpus = 4096\n" + PENALTIES)).studies
     with pytest.raises(ClusterError, match=r"4096 CPU asked for, and \d+ there"):
         check_resources(studies, f"sqlite:///{tmp_path}/study.db")
+
+
+def test_what_a_trial_warns_of_is_in_the_log_of_its_study(
+    database: StudyDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with an executor in its own process; it lives in this one here."""
+    from scheduler_search.cluster.trial import StudyTrial
+
+    study = database.add_study(read_campaign_file(write(tmp_path, TINY + PENALTIES)).studies[0])
+    executor = Faulty(tmp_path)(study.definition, 1)
+    monkeypatch.setattr(StudyTrial, "_executor", lambda *_: executor)
+    plant(tmp_path, "warn-1")
+    trial = StudyTrial.__new__(StudyTrial)
+    with logging_restored():
+        trial.setup({"study": study.name}, url=database.url.render_as_string(), run="this")
+        logging.getLogger("somebody").warning("this is nobody's")
+        assert trial.step() == {"done": True}
+    assert database.study(study.name).state is StudyState.FINISHED
+    (line,) = [line for line in database.logs(study) if line.level != "info"]
+    assert line.level == "warning"
+    assert "chunk 1 is odd" in line.text
 
 
 def test_a_study_with_workers_reserves_them_beside_its_coordinator(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import pickle
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from scheduler_search.schedule.values import Reduction
 from scheduler_search.study import StudyDefinition
 from scheduler_search.study.values import ChunkTask
 from tests.cluster.executors import Faulty, plant
+from tests.cluster.processes import logging_restored
 from tests.coordinator.simulated import LAYERS, SimulatedExecutor
 
 TASK = ChunkTask("search", 1, Reduction((1.0, *[0.5] * (LAYERS - 1)), make_rule("attention-rank", {})))
@@ -28,12 +28,8 @@ TASK = ChunkTask("search", 1, Reduction((1.0, *[0.5] * (LAYERS - 1)), make_rule(
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "7")
-    handlers = {name: list(logging.getLogger(name).handlers) for name in ("", "transformers")}
-    with warnings.catch_warnings():
+    with logging_restored():
         yield Worker(definition(threads=2).to_json(), 3, Faulty(tmp_path))
-    logging.captureWarnings(False)
-    for name, before in handlers.items():
-        logging.getLogger(name).handlers = before
 
 
 def definition(**workers: object) -> StudyDefinition:

@@ -14,14 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_search.coordinator import run_study
-from scheduler_search.evaluation import LocalExecutor
-from scheduler_search.export import searched_reduction
-from scheduler_search.schedule.values import Schedule
 from scheduler_search.storage import StudyDatabase
-from scheduler_search.study.campaign import Campaign, read_campaign_file
-from scheduler_search.study.states import StudyRecord, StudyState
-from tests.cluster.campaigns import TWELVE, write
+from scheduler_search.study.campaign import read_campaign_file
+from scheduler_search.study.states import StudyState
+from tests.cluster.campaigns import TWELVE, outcome, run_alone, write
 from tests.integration.conftest import environment
 
 pytestmark = pytest.mark.slow
@@ -73,24 +69,6 @@ def states(folder: Path) -> list[StudyState]:
         return []
     with StudyDatabase.open(f"sqlite:///{folder}/campaign.db") as database:
         return [study.state for study in database.studies()]
-
-
-def outcome(database: StudyDatabase, study: StudyRecord) -> object:
-    """All that a study decided by, and the digest of what it decided."""
-    model = database.model_description(study)
-    assert model is not None
-    stages = database.stages(study)
-    found = [(one.index, one.name, one.domain_digest, one.decision, database.trials(one)) for one in stages]
-    return (found, Schedule(model.identity, searched_reduction(database, study)).digest)
-
-
-def run_alone(folder: Path, campaign: Campaign) -> dict[str, object]:
-    """Each study by itself; all have the same model and data, and so one executor."""
-    executor = LocalExecutor(campaign.studies[0])
-    with StudyDatabase.open(f"sqlite:///{folder}/alone.db") as database:
-        for definition in campaign.studies:
-            run_study(database, database.add_study(definition), executor)
-        return {study.name: outcome(database, database.study(study.name)) for study in campaign.studies}
 
 
 def test_a_campaign_killed_half_way_and_resumed(folder: Path) -> None:
