@@ -6,6 +6,7 @@ Knows: models, their caches and attention. Does not know: how a schedule was fou
 from scheduler_search.runtime.apply import apply_prefix, apply_reduction, apply_schedule, can_resume, check_identity
 from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify, model_shape, vision_tokens
+from scheduler_search.runtime.placement import execution_device
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefix import Prefix, PrefixRun, same_rules
 from scheduler_search.runtime.report import LayerReport, Report
@@ -22,6 +23,7 @@ __all__ = [
     "apply_schedule",
     "can_resume",
     "check_identity",
+    "execution_device",
     "identify",
     "model_shape",
     "same_rules",

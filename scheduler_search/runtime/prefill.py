@@ -27,7 +27,7 @@ from scheduler_search.runtime.layout import (
     gather_tokens,
 )
 from scheduler_search.runtime.plan import Plan
-from scheduler_search.runtime.prefix import Prefix, PrefixRun, held_layers
+from scheduler_search.runtime.prefix import Prefix, PrefixRun, held_layers, kept_on, to_device
 from scheduler_search.runtime.refusals import check_window
 from scheduler_search.runtime.tap import AttentionInputs
 
@@ -149,8 +149,8 @@ class Prefill:
 
     def _resume(self, start: Prefix, device: torch.device) -> None:
         """Be where the prefix was made."""
-        start = start.to(device)
-        self.kept, self._vision, self._attention = start.kept, start.vision, start.attention
+        self.kept = kept_on(start.kept, device)
+        self._vision, self._attention = to_device(start.vision, device), to_device(start.attention, device)
         if self._vision is not None:
             self._keep = torch.tensor(self.plan.counts, device=device)
         self.slots[: start.layer] = start.slots
@@ -201,7 +201,7 @@ class Prefill:
             position = torch.arange(self.prompt.slots, device=device).expand(self.prompt.samples, -1)
         else:
             position = self.kept.position.to(device)
-        attention, self._attention = self._attention, None
+        attention, self._attention = to_device(self._attention, device), None
         counts = self.plan.counts[layer]
         keep = self._keep[layer].to(device)
         return Tokens(hidden, self._vision.to(device), position, attention, keep, counts, self.prompt)

@@ -21,6 +21,7 @@ from torch import nn
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Prompt
 from scheduler_search.runtime.layout import Kept
+from scheduler_search.runtime.placement import execution_device
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.schedule.values import Reduction
 
@@ -72,9 +73,9 @@ class Prefix:
         return replace(
             self,
             hidden=self.hidden.to(device),
-            attention=_move(self.attention, device),
-            vision=_move(self.vision, device),
-            kept=_move_kept(self.kept, device),
+            attention=to_device(self.attention, device),
+            vision=to_device(self.vision, device),
+            kept=kept_on(self.kept, device),
             cache=None if self.cache is None else tuple(_move_held(held, device) for held in self.cache),
         )
 
@@ -165,7 +166,7 @@ class Shortcut:
         self._layers = layers[: start.layer]
         self._before = [vars(layer).get("forward") for layer in self._layers]
         for index, layer in enumerate(self._layers):
-            layer.forward = _shortcut(layer.forward, index, start, active)
+            layer.forward = _shortcut(layer, index, start, active)
 
     def remove(self) -> None:
         """Give the layers the ``forward`` they had."""
@@ -176,18 +177,19 @@ class Shortcut:
                 layer.forward = before
 
 
-def _shortcut(
-    forward: Callable[..., Any], layer: int, start: Prefix, active: Callable[[], bool]
-) -> Callable[..., torch.Tensor]:
+def _shortcut(module: nn.Module, layer: int, start: Prefix, active: Callable[[], bool]) -> Callable[..., torch.Tensor]:
+    forward = module.forward
+
     @functools.wraps(forward)
     def pass_over(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not active():
             output: torch.Tensor = forward(hidden_states, *args, **kwargs)
             return output
+        device = execution_device(module, hidden_states.device)  # where the layer would have left both
         cache = kwargs.get("past_key_values")
         if cache is not None and start.cache is not None:
-            _restore(cache.layers[layer], start.cache[layer], hidden_states.device)
-        return start.hidden.to(hidden_states.device) if layer == start.layer - 1 else hidden_states
+            _restore(cache.layers[layer], start.cache[layer], device)
+        return start.hidden.to(device) if layer == start.layer - 1 else hidden_states
 
     return pass_over
 
@@ -197,21 +199,23 @@ def _restore(layer: Any, held: HeldLayer, device: torch.device) -> None:
     keys, values = held.keys.to(device), held.values.to(device)
     layer.lazy_initialization(keys, values)
     layer.keys, layer.values = keys, values
-    layer.kept, layer.evicted = _move_kept(held.kept, device), held.evicted
+    layer.kept, layer.evicted = kept_on(held.kept, device), held.evicted
 
 
-def _move(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """The tensor on a device; itself if it is there."""
     return None if tensor is None else tensor.to(device)
 
 
-def _move_kept(kept: Kept | None, device: torch.device) -> Kept | None:
+def kept_on(kept: Kept | None, device: torch.device) -> Kept | None:
+    """The same on a device; itself if it is there, so that layers go on sharing it."""
     if kept is None or kept.position.device == device:
         return kept
-    return replace(kept, position=kept.position.to(device), valid=_move(kept.valid, device))
+    return replace(kept, position=kept.position.to(device), valid=to_device(kept.valid, device))
 
 
 def _move_held(held: HeldLayer, device: torch.device) -> HeldLayer:
-    return HeldLayer(held.keys.to(device), held.values.to(device), _move_kept(held.kept, device), held.evicted)
+    return HeldLayer(held.keys.to(device), held.values.to(device), kept_on(held.kept, device), held.evicted)
 
 
 def _parts(kept: Kept | None) -> tuple[torch.Tensor | None, ...]:

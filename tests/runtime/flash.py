@@ -47,9 +47,9 @@ def _attend(
     logits = q @ k.permute(1, 2, 0) * (scale or 1 / math.sqrt(q.shape[-1]))
     if softcap:
         logits = torch.tanh(logits / softcap) * softcap
-    rows = torch.arange(q.shape[1])[:, None] + k.shape[0] - q.shape[1]
-    columns = torch.arange(k.shape[0])[None, :]
-    visible = torch.ones(q.shape[1], k.shape[0], dtype=torch.bool)
+    rows = torch.arange(q.shape[1], device=q.device)[:, None] + k.shape[0] - q.shape[1]
+    columns = torch.arange(k.shape[0], device=q.device)[None, :]
+    visible = torch.ones(q.shape[1], k.shape[0], dtype=torch.bool, device=q.device)
     if causal:
         visible &= columns <= rows
     if window[0] >= 0:
