@@ -87,10 +87,10 @@ def _layer_devices(model: Any) -> Iterator[torch.device]:
 
 
 @pytest.mark.parametrize("rule", quick_first(RULES))
-@pytest.mark.parametrize(("attention", "batch"), quick_first([("sdpa", "varying"), ("eager", "mixed")]))
+@pytest.mark.parametrize("form", quick_first([("sdpa", "varying"), ("eager", "mixed")]))
 @pytest.mark.parametrize("places", list(PLACES))
-def test_layers_on_several_devices(model_of, spread_of, places, attention, batch, rule):
-    name, parameters = rule
+def test_layers_on_several_devices(model_of, spread_of, places, form, rule):
+    (attention, batch), (name, parameters) = form, rule
     apart = spread_of("llama", attention, places)
     check(model_of("llama", attention), apart, tiny.batch(batch), reduction(rule=name, **parameters))
 
