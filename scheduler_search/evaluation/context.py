@@ -30,7 +30,21 @@ def model_context(loaded: LoadedModel, prompt: Prompt) -> dict[str, object]:
         "dtype": dtype_name(loaded),
         "attention": attention_name(loaded),
         "device": device_kind(loaded.device),
+        **map_context(loaded),
     }
+
+
+def map_context(loaded: LoadedModel) -> dict[str, object]:
+    """Of a model with a device map, its name and the kinds of device, by module where there are several; else nothing.
+
+    Which of several devices of one kind a layer is on changes nothing.
+    """
+    placement = loaded.placement
+    if placement is None:
+        return {}
+    kinds = {module: device_kind(device) for module, device in placement.modules}
+    one = len(set(kinds.values())) == 1
+    return {"device_map": [placement.name, device_kind(loaded.device) if one else kinds]}
 
 
 def software_context(threads: int) -> dict[str, object]:

@@ -80,6 +80,8 @@ class LocalExecutor:
             "attention": attention_name(loaded),
             "threads": str(self._definition.workers.threads),
         }
+        if loaded.placement is not None:
+            environment["device_map"] = loaded.placement.name
         identity = identify(loaded.model, id=loaded.checkpoint.id, revision=loaded.revision)
         return ModelDescription(identity, model_shape(loaded.model.config), tuple(environment.items()))
 
@@ -88,8 +90,8 @@ class LocalExecutor:
         return self._prepare(name).description
 
     def peak_memory(self) -> int:
-        """Bytes that tensors took on the GPU at most, stores included; 0 on a CPU, or before the model is loaded."""
-        return 0 if self._loaded is None else peak_memory(self._loaded.device)
+        """Bytes that tensors took on the GPUs at most, stores included; 0 on a CPU, or before the model is loaded."""
+        return 0 if self._loaded is None else sum(map(peak_memory, self._loaded.devices))
 
     def expect(self, description: SplitDescription, context: Mapping[str, object] | None = None) -> None:
         """Take a split as another worker of the study described it; nothing where it is prepared already.

@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 from transformers.utils import logging as transformers_logging
 
 from scheduler_search.errors import ModelError, UnsupportedError
+from scheduler_search.evaluation.placement import Placement, check_maps_are_served, placement_of
 from scheduler_search.schedule.canonical import digest_of
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class LoadedModel:
         weights: digest of the safetensors files of a directory, or the resolved commit of the hub.
         files: digest of configuration, tokenizer and processor files, or the resolved commit.
         revision: the resolved commit; None for a directory.
+        device: where its inputs go, and all of it is unless there is a ``placement``.
     """
 
     model: Any
@@ -74,6 +76,12 @@ class LoadedModel:
     weights: str
     files: str
     revision: str | None
+    placement: Placement | None = None
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """All devices that it runs on."""
+        return (self.device,) if self.placement is None else self.placement.devices
 
 
 def find_checkpoint(section: ModelSection) -> Checkpoint:
@@ -131,7 +139,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def load_model(section: ModelSection) -> LoadedModel:
-    """Load model and processor: weights from safetensors only, all of them, evaluation mode, on the study's device.
+    """Load model and processor: weights from safetensors only, all of them, evaluation mode, on the study's device(s).
 
     ``dtype = "auto"`` is float32 on a CPU and the dtype of the checkpoint elsewhere. Of the checkpoint's generation
     settings only the special tokens stay, so that generation is plain greedy decoding.
@@ -141,28 +149,41 @@ def load_model(section: ModelSection) -> LoadedModel:
         UnsupportedError: the model cannot be given vision features that were computed before.
     """
     checkpoint = find_checkpoint(section)
+    if section.device_map is not None:
+        check_maps_are_served(checkpoint.id)
     device = _device(section.device)
     with _quiet_library():
         processor = _load_processor(section, checkpoint)
         model = _load_weights(section, checkpoint, _dtype(section.dtype, device))
     _check_serves_stored_features(model, checkpoint.id)
     model.generation_config = _greedy(model.generation_config, processor.tokenizer.pad_token_id)
-    _move(model.eval().requires_grad_(False), device, checkpoint.id)
+    model.eval().requires_grad_(False)
+    placement = None
+    if section.device_map is None:
+        _move(model, device, checkpoint.id)
+    else:
+        placement = placement_of(model, section.device_map, checkpoint.id)
+        device = placement.main
     revision = getattr(model.config, "_commit_hash", None) if checkpoint.directory is None else None
     weights, files = _digests(checkpoint, revision)
-    return LoadedModel(model, processor, checkpoint, device, weights, files, revision)
+    return LoadedModel(model, processor, checkpoint, device, weights, files, revision, placement)
 
 
 def _move(model: Any, device: torch.device, place: str) -> None:
     try:
         model.to(device)
     except torch.OutOfMemoryError as error:
-        raise ModelError(
-            "the model must fit into the memory of its device, with room for a chunk",
-            actual=str(error).split(" If reserved")[0][:300],
-            place=place,
-            remedy="choose a smaller [model] dtype, fewer workers per GPU ([workers] gpus), or a GPU with more memory",
-        ) from None
+        raise _no_room(error, place) from None
+
+
+def _no_room(error: torch.OutOfMemoryError, place: str) -> ModelError:
+    return ModelError(
+        "the model must fit into the memory of its device, with room for a chunk",
+        actual=str(error).split(" If reserved")[0][:300],
+        place=place,
+        remedy="choose a smaller [model] dtype, fewer workers per GPU ([workers] gpus), a GPU with more memory, or"
+        ' several: [model] device_map = "auto" and [workers] gpus = 2 or more',
+    )
 
 
 def _load_processor(section: ModelSection, checkpoint: Checkpoint) -> Any:
@@ -199,7 +220,10 @@ def _load_weights(section: ModelSection, checkpoint: Checkpoint, dtype: torch.dt
             trust_remote_code=section.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **({} if section.device_map is None else {"device_map": section.device_map}),
         )
+    except torch.OutOfMemoryError as error:
+        raise _no_room(error, checkpoint.id) from None
     except _LOADING_ERRORS as error:
         raise _loading_error("the model must load", error, checkpoint) from error
     missing = sorted(report["missing_keys"])

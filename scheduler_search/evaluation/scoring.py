@@ -157,17 +157,18 @@ def prefill_milliseconds(
 
 
 def _time(loaded: LoadedModel, arguments: Sequence[dict[str, Any]]) -> float:
-    _synchronise(loaded.device)
+    _synchronise(loaded.devices)
     start = time.perf_counter()
     for one in arguments:
         loaded.model(**one, logits_to_keep=1, use_cache=True)
-    _synchronise(loaded.device)
+    _synchronise(loaded.devices)
     return time.perf_counter() - start
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _synchronise(devices: Sequence[torch.device]) -> None:
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
 
 def _check_features_serve(reduction: Reduction) -> None:

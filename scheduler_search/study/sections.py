@@ -25,24 +25,27 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class ModelSection(Section):
-    """Which model is searched, and how it is run. ``id``: hub id, local directory, or ``testbed:tiny-llava``."""
+    """Which model is searched, and how it is run. ``id``: hub id, local directory, or ``testbed:tiny-llava``.
+
+    ``device_map`` spreads one model over the GPUs of a worker, as ``from_pretrained`` does it; None for one device.
+    """
 
     id: Text
     revision: Text = "main"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     prompt: Text = "auto"
     trust_remote_code: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _is_on_one_device(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "device_map" in data:
-            remedy = "remove the key, and choose a smaller dtype or a GPU that holds the model"
-            actual = repr(data["device_map"])[:60]
-            raise broken("a model must run whole on one device", key="device_map", actual=actual, remedy=remedy)
-        return data
+    @model_validator(mode="after")
+    def _is_placed_in_one_way(self) -> Self:
+        if self.device_map is not None and self.device != "auto":
+            rule = 'device_map chooses the devices itself, so device must be "auto"'
+            remedy = "remove device, or device_map for a model that one device holds"
+            raise broken(rule, key="device_map", actual=repr(self.device), remedy=remedy)
+        return self
 
     @field_validator("prompt")
     @classmethod

@@ -35,6 +35,17 @@ def of(study: StudyDefinition) -> tuple[str, dict[str, Any]]:
     return worker.split("search").context_digest, worker.context("search")
 
 
+def test_a_device_map_is_an_ingredient_where_there_is_one(definition: Make) -> None:
+    """On one machine it is one device, and what it gives is no other score; the context says so all the same."""
+    plain, mapped = (
+        of(definition(model={"device": "auto"})),
+        of(definition(model={"device": "auto", "device_map": "auto"})),
+    )
+    assert "device_map" not in plain[1]
+    assert mapped[1] == plain[1] | {"device_map": ["auto", plain[1]["device"]]}
+    assert mapped[0] != plain[0]
+
+
 def changed(first: tuple[str, dict[str, Any]], second: tuple[str, dict[str, Any]]) -> set[str]:
     """The ingredients that differ; the digests differ where, and only where, an ingredient does."""
     assert first[1].keys() == second[1].keys()

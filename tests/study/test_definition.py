@@ -79,6 +79,8 @@ def test_the_digest_is_the_one_of_this_version(tmp_path: Path) -> None:
         ('dtype = "auto"', 'dtype = "float32"'),
         ('"sdpa"', '"eager"'),
         ('device = "auto"', 'device = "cpu"'),
+        ('device = "auto"', 'device_map = "auto"'),
+        ('device = "auto"', 'device = "auto"\ndevice_map = "sequential"'),
         ('prompt = "auto"', 'prompt = "{question}"'),
         ("trust_remote_code = false", "trust_remote_code = true"),
         ("samples = 8", "samples = 9"),
