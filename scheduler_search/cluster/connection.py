@@ -21,7 +21,7 @@ from pathlib import Path
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config
 
-from scheduler_search.cluster.health import keeping_signals, outlive_the_cluster, refusal, silence
+from scheduler_search.cluster.health import keeping_signals, outlive_the_cluster, overhearing, refusal, silence
 from scheduler_search.errors import ClusterError
 
 LOCAL = "local"
@@ -139,15 +139,20 @@ def _checked(address: str | None) -> str:
 
 def _join(address: str) -> None:
     outlive_the_cluster()
+    heard = ""
     try:
         if address != "auto" and (error := refusal(address)) is not None:
             raise error
-        _initialise(address)
+        with overhearing() as last_line:
+            try:
+                _initialise(address)
+            finally:
+                heard = last_line()
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise ClusterError(
             "a Ray cluster must answer at its address and take our token",
-            actual=f"{type(error).__name__}: {first_line}",
+            actual=heard or f"{type(error).__name__}: {first_line}",
             place=f"Ray at {address}",
             remedy="check the address and the token, or use a private cluster: --ray local",
         ) from error

@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO
 
 import ray
 from ray._private import worker as ray_worker
 from ray._raylet import Config
 
 ANSWER_SECONDS = 5.0
+_STDERR = 2
 _OUTLIVE_SECONDS = 24 * 3600
 
 
@@ -33,6 +37,27 @@ def silence() -> None:
     Ray prints it to stdout, also where it was asked not to; this is the switch that its debugger uses.
     """
     ray_worker._worker_logs_enabled = False
+
+
+@contextmanager
+def overhearing() -> Iterator[Callable[[], str]]:
+    """Keep off the terminal what Ray's client prints to stderr; what is yielded gives the last line of it, or nothing.
+
+    It prints a line per attempt to connect, below Python and whatever its log level is.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as file, ExitStack() as stack:
+        kept = os.dup(_STDERR)
+        stack.callback(os.close, kept)
+        os.dup2(file.fileno(), _STDERR)
+        stack.callback(os.dup2, kept, _STDERR)
+        yield lambda: _last_line(file)
+
+
+def _last_line(file: IO[bytes]) -> str:
+    file.seek(0)
+    lines = file.read().decode(errors="replace").splitlines()
+    return lines[-1].rpartition("RPC error: ")[2][:200] if lines else ""
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
-from scheduler_search.cluster import connect, connection
+from scheduler_search.cluster import connect, connection, health
 from scheduler_search.errors import ClusterError
 
 
@@ -65,3 +67,19 @@ def test_a_private_cluster_that_does_not_start(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ClusterError, match=r"a private Ray cluster must start.*local timed out"), connect("local"):
         pass
     assert not folders[0].exists()
+
+
+def test_what_ray_prints_while_connecting_is_the_cause_and_not_on_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with health.overhearing() as last_line:
+        os.write(2, b"client.cc: first\nclient.cc: Failed: RPC error: InvalidAuthToken: the token is missing\n")
+        print("ours", file=sys.stdout)
+        assert last_line() == "InvalidAuthToken: the token is missing"
+    os.write(2, b"after\n")
+    assert capfd.readouterr() == ("ours\n", "after\n")
+
+
+def test_where_ray_prints_nothing_there_is_no_cause() -> None:
+    with health.overhearing() as last_line:
+        assert last_line() == ""

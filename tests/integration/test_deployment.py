@@ -239,7 +239,8 @@ def nobody_without_the_token(deployment: Deployment) -> None:
         coordinate = ["scheduler-search", "coordinate", "--once", "--ray", "ray-head:6379"]
         refused = deployment.run("coordinator", *coordinate, **other)
         assert refused.returncode not in (0, None)
-        assert "token" in refused.stderr.splitlines()[-1]
+        (line,) = refused.stderr.splitlines()
+        assert "token" in line
         assert another not in refused.stderr
 
 
