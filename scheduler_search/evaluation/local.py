@@ -6,6 +6,7 @@ Does not know: the study database, or why a task is run.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -129,9 +130,12 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Release the model and its stores; whatever is asked for next loads them again."""
+        spread = self._loaded is not None and self._loaded.placement is not None
         self._splits = self._loaded = self._prompt = None
         self._ready.clear()
         self._empty_stores()
+        if spread:
+            gc.collect()  # the hooks of accelerate refer to their modules, and these to them
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

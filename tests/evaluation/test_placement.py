@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -141,6 +142,10 @@ def test_layers_on_disk_change_no_score(
     assert f"the devices do not hold the whole model; 2 of its {len(loaded.placement.modules)} parts" in caplog.text
     assert worker._prefixes.bytes > 0
     assert found == scores(LocalExecutor(definition(data=data)))
+    model = weakref.ref(loaded.model)
+    del loaded
+    worker.close()
+    assert model() is None
 
 
 @pytest.mark.slow

@@ -175,6 +175,17 @@ def test_prefixes(model_of, spread_of, attention, kept_on):
     check_prefixes(model_of("llama", attention), apart, tiny.batch("varying"), kept_on)
 
 
+def test_prefixes_on_the_host_for_a_model_on_one_device(model_of):
+    """Without hooks of accelerate, what was kept on the host must be brought to the device by the runtime alone."""
+    model = copy.deepcopy(model_of("llama"))
+    for tensor in (*model.parameters(), *model.buffers()):
+        put(tensor, FIRST)
+    inputs = {name: put(tensor, FIRST) for name, tensor in tiny.batch("varying").items()}
+    with labelled_devices():
+        model(**inputs)  # transformers installs hooks of its own at a tower's first pass
+    check_prefixes(model_of("llama"), model, inputs, kept_on=HOST)
+
+
 # -- what the labels are worth
 
 
