@@ -334,6 +334,8 @@ class Pool:
             error = fault.error if fault is not None else None
             self._troubles.add(member.node_id, f"{reason} ({member.name} on {member.node})", error, now)
         member.withdraw()
+        # Its place is filled at the next step.
+        self._filled = -_FILL_SECONDS
         self._happened.append(Gone(member.name, blamed, reason))
         self.report(WorkerLost(member.name, member.node, reason))
 

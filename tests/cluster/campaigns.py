@@ -42,8 +42,6 @@ TWELVE = (
 "search.budget" = [0.1, 0.2, 0.3, 0.5]
 """
 )
-# Long enough that it cannot end by itself before something was done to it.
-LONG = TINY.replace("samples = 32", "samples = 128").replace("iterations = 2", "iterations = 20\nstride = 1")
 
 
 def write(folder: Path, text: str) -> Path:

@@ -22,16 +22,16 @@ _MEMORY = 80 * 2**20
 
 
 class Nodes:
-    """The nodes; the head holds no worker."""
+    """The nodes, the head among them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cpus: float) -> None:
         from ray.cluster_utils import Cluster
 
         self._folder = folder
         self._cluster = Cluster(
             initialize_head=True,
             shutdown_at_exit=False,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder), **self._common()},
+            head_node_args={"num_cpus": cpus, "include_dashboard": False, "temp_dir": str(folder), **self._common()},
         )
 
     @property
@@ -52,7 +52,9 @@ class Nodes:
         self._cluster.head_node.kill_gcs_server(check_alive=False)
 
     def shut_down(self) -> None:
-        """End all."""
+        """End all; only the head is asked, for whom each node waits a second."""
+        for node in list(self._cluster.worker_nodes):
+            self.remove(node)
         self._cluster.shutdown()
 
     def _common(self) -> dict[str, Any]:
@@ -60,8 +62,8 @@ class Nodes:
 
 
 @contextmanager
-def nodes() -> Iterator[Nodes]:
-    """A head without room for workers; this process can connect to it with its token."""
+def nodes(cpus: float) -> Iterator[Nodes]:
+    """A head with so many CPUs; this process can connect to it with its token."""
     folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
     token = folder / "token"
     token.touch(0o600)
@@ -79,7 +81,7 @@ def nodes() -> Iterator[Nodes]:
         from scheduler_search.cluster.connection import _read_environment_again
 
         _read_environment_again()
-        cluster = Nodes(folder)
+        cluster = Nodes(folder, cpus)
         try:
             yield cluster
         finally:

@@ -61,7 +61,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
     while not happened():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def states(folder: Path) -> list[StudyState]:
@@ -102,7 +102,7 @@ def test_a_campaign_killed_half_way_and_resumed(folder: Path) -> None:
 
 def test_sigterm_stops_the_studies_and_the_cluster(folder: Path) -> None:
     text = TWELVE.replace("samples = 32", "samples = 256").replace("iterations = 2", "iterations = 30")
-    write(folder, text)
+    write(folder, text.replace('"tiny"\n', '"tiny"\nmax_concurrent = 1\n'))
     process = start(folder, "--ray", "local")
     wait_until(lambda: StudyState.RUNNING in states(folder), process)
     process.send_signal(signal.SIGTERM)

@@ -47,8 +47,7 @@ RULE = make_rule("attention-rank", {})
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Nodes]:
     """Two nodes with room for one worker each."""
-    with nodes() as found:
-        found.add()
+    with nodes(cpus=1) as found:
         found.add()
         with connect(found.address):
             yield found
@@ -128,7 +127,7 @@ def test_two_workers_share_the_chunks(studies: list[Study], tmp_path: Path) -> N
     study.workers(2)
     assert study.scores(tasks()) == EXPECTED
     assert len({process for process, _ in ran(tmp_path)}) == 2
-    assert len(ran(tmp_path)) == len(EXPECTED)
+    assert len(ran(tmp_path)) >= len(EXPECTED), "one that is taken back too late is run twice"
     assert (tmp_path / "ran.txt").read_text().splitlines()[0].endswith("1 2"), "hints travel with the task"
     assert (tmp_path / "threads.txt").read_text() == "1"
     progress = study.of(Progress)[-1]
@@ -168,7 +167,7 @@ def test_a_killed_worker_is_replaced(studies: list[Study], tmp_path: Path) -> No
 def test_a_chunk_that_kills_every_worker_stops_the_study(studies: list[Study], tmp_path: Path) -> None:
     plant(tmp_path, "die-3", 20)
     # A chunk must take its time: of one that ends a moment before its worker does, the answer may be lost.
-    study = begin(studies, tmp_path, seconds=0.05, attempts=2)
+    study = begin(studies, tmp_path, seconds=0.05, attempts=2, count=1)
     with pytest.raises(WorkerError, match="chunk 3 of the search split"):
         study.scores(tasks(1))
     assert left(tmp_path, "die-3") == 18
@@ -191,7 +190,7 @@ def test_an_error_in_a_chunk_is_tried_elsewhere_and_logged(studies: list[Study],
 
 def test_an_error_that_stays_is_raised_as_it_is(studies: list[Study], tmp_path: Path) -> None:
     plant(tmp_path, "refuse-2", 20)
-    study = begin(studies, tmp_path)
+    study = begin(studies, tmp_path, count=1)
     with pytest.raises(ModelError, match=r"a chunk must fit .*chunk 2"):
         study.scores(tasks(1))
     assert left(tmp_path, "refuse-2") == 17
@@ -200,7 +199,7 @@ def test_an_error_that_stays_is_raised_as_it_is(studies: list[Study], tmp_path: 
 
 def test_a_foreign_error_that_stays_names_the_chunk_and_its_cause(studies: list[Study], tmp_path: Path) -> None:
     plant(tmp_path, "raise-1", 20)
-    study = begin(studies, tmp_path, attempts=1)
+    study = begin(studies, tmp_path, attempts=1, count=1)
     with pytest.raises(WorkerError, match=r"ValueError: chunk 1 is cursed \(in chunk 1 of the search split"):
         study.scores(tasks(1))
 
@@ -281,7 +280,16 @@ def test_a_worker_that_no_node_can_hold(studies: list[Study], tmp_path: Path) ->
 def test_nodes_come_and_go(cluster: Nodes, studies: list[Study], tmp_path: Path) -> None:
     """One joins while the study runs and gets its share; another is killed while it works."""
     study = begin(studies, tmp_path, seconds=0.1)
-    run = study.executor.run(iter(tasks(8)))
+    taken: list[ChunkTask] = []
+
+    def until_one_is_lost() -> Iterator[ChunkTask]:
+        for task in tasks(40):
+            if study.lost_ready:
+                return
+            taken.append(task)
+            yield task
+
+    run = study.executor.run(until_one_is_lost())
     found = [next(run)]
     third = cluster.add()
     while len(study.of(WorkerJoined)) < 3:
@@ -289,9 +297,9 @@ def test_nodes_come_and_go(cluster: Nodes, studies: list[Study], tmp_path: Path)
     cluster.remove(third)
     found += list(run)
     assert {one.task: one.scores for one in found} == {
-        one.task: one.scores for one in SimulatedExecutor(samples=SAMPLES, chunk_size=4).run(tasks(8))
+        one.task: one.scores for one in SimulatedExecutor(samples=SAMPLES, chunk_size=4).run(taken)
     }
-    assert len(found) == 80
+    assert len(found) == len(taken)
     assert len(study.lost_ready) == 1
 
 

@@ -12,13 +12,21 @@ from pathlib import Path
 
 import pytest
 
+from scheduler_search.cli.export import export_schedule
+from scheduler_search.coordinator import run_study
+from scheduler_search.evaluation import LocalExecutor
 from scheduler_search.storage import StudyDatabase
+from scheduler_search.study import read_study_file
 from tests.integration.conftest import SMALL, Cli, environment, read
 from tests.integration.test_kill import chunk_count, trials
 
 pytestmark = pytest.mark.slow
 
-TINY = SMALL.replace("first_layer = 4", "first_layer = 6\nrefine = false").replace("samples = 64", "samples = 32")
+TINY = (
+    SMALL.replace("first_layer = 4", "first_layer = 6\nrefine = false")
+    .replace("samples = 64", "samples = 32")
+    .replace("iterations = 4", "iterations = 2")
+)
 MARK = "SCHEDULER_SEARCH_TEST_MARK"
 
 
@@ -85,6 +93,15 @@ def kill_after_a_chunk(marked: Marked, database: Path, study: Path) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+def run_here(folder: Path, study: Path) -> None:
+    """Run and export it in this process, without workers."""
+    definition = read_study_file(study)
+    url = f"sqlite:///{folder}/local.db"
+    with StudyDatabase.open(url) as database:
+        run_study(database, database.add_study(definition), LocalExecutor(definition))
+    export_schedule(url, definition.name, folder / "local")
+
+
 def test_a_study_begins_on_workers_and_ends_without(cli: Cli, marked: Marked, tmp_path: Path) -> None:
     study = tmp_path / "small.toml"
     study.write_text(TINY)
@@ -104,8 +121,7 @@ def test_a_study_begins_on_workers_and_ends_without(cli: Cli, marked: Marked, tm
     assert "(raylet)" not in out
     marked.await_end()
 
-    cli("--database", "sqlite:///local.db", "launch", study.name)
-    cli("--database", "sqlite:///local.db", "export", "small", "--out", "local")
+    run_here(tmp_path, study)
     assert trials(tmp_path / "ray.db") == trials(tmp_path / "local.db")
     first, second = (read(tmp_path / out / "tiny-llava" / "small.v1.json") for out in ("on-ray", "local"))
     assert first["digest"] == second["digest"]
