@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config, GcsClient
 
 from scheduler_search.cluster.health import keeping_signals, outlive_the_cluster, overhearing, refusal, silence
 from scheduler_search.errors import ClusterError
@@ -145,6 +145,9 @@ def _join(address: str) -> None:
             raise error
         with overhearing() as last_line:
             try:
+                if address != "auto":
+                    # Tells of a wrong token at once; what comes next would try it again for twenty seconds.
+                    GcsClient(address=address)
                 _initialise(address)
             finally:
                 heard = last_line()

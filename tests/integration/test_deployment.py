@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,10 @@ class Deployment:
         return "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(self.folder.glob("*.txt")))
 
     def stop(self) -> None:
-        """Ask every service to stop, the newest first; then what is left of its container goes, as with Docker."""
+        """Ask every service to stop; then what is left of its container goes, as with Docker."""
         for process in reversed(self.started.values()):
             process.terminate()
+        for process in self.started.values():
             process.wait(SECONDS)
         for number in self.processes():
             os.kill(number, signal.SIGKILL)
@@ -196,11 +198,13 @@ def test_from_an_empty_database_to_an_exported_schedule(deployment: Deployment) 
     assert deployment.start("database-init").wait(SECONDS) == 0, deployment.logs()
     del deployment.started["database-init"]
     deployment.start("ray-head")
+    deployment.wait_until(lambda: has_started(deployment, "ray-head"))
     deployment.wait_until(lambda: deployment.is_healthy("ray-head"))
     nobody_without_the_token(deployment)
+    # One after the other: two nodes of one machine that start at once are in each other's way.
     for service in ("cpu-worker", "coordinator"):
         deployment.start(service)
-        deployment.wait_until(lambda: "Ray runtime started" in deployment.log(service).read_text())  # noqa: B023
+        deployment.wait_until(lambda: has_started(deployment, service))  # noqa: B023
 
     study_file = deployment.folder / "deployed.toml"
     study_file.write_text(STUDY)
@@ -222,6 +226,11 @@ def test_from_an_empty_database_to_an_exported_schedule(deployment: Deployment) 
     the_dashboard_only_reads(deployment)
 
 
+def has_started(deployment: Deployment, service: str) -> bool:
+    """Whether its Ray has; it is not asked yet whether it is healthy, which takes a process."""
+    return "Ray runtime started" in deployment.log(service).read_text()
+
+
 def test_the_coordinator_stops_when_asked(deployment: Deployment) -> None:
     coordinator = deployment.started["coordinator"]
     coordinator.terminate()
@@ -232,16 +241,20 @@ def test_the_coordinator_stops_when_asked(deployment: Deployment) -> None:
 def nobody_without_the_token(deployment: Deployment) -> None:
     """Neither Ray's own client nor ours is served without the token, or with another one."""
     another = secrets.token_hex(32)
-    for other in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": another}):
-        asked = deployment.run("ray-head", "ray", "health-check", "--address", "ray-head:6379", **other)
-        assert asked.returncode == 1
-        assert "InvalidAuthToken" in asked.stderr
-        coordinate = ["scheduler-search", "coordinate", "--once", "--ray", "ray-head:6379"]
-        refused = deployment.run("coordinator", *coordinate, **other)
-        assert refused.returncode not in (0, None)
-        (line,) = refused.stderr.splitlines()
+    others = ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": another})
+    check = ["ray", "health-check", "--address", "ray-head:6379"]
+    coordinate = ["scheduler-search", "coordinate", "--once", "--ray", "ray-head:6379"]
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(deployment.run, "ray-head", *check, **other) for other in others]
+        refused = [threads.submit(deployment.run, "coordinator", *coordinate, **other) for other in others]
+    for done in (one.result() for one in asked):
+        assert done.returncode == 1
+        assert "InvalidAuthToken" in done.stderr
+    for done in (one.result() for one in refused):
+        assert done.returncode not in (0, None)
+        (line,) = done.stderr.splitlines()
         assert "token" in line
-        assert another not in refused.stderr
+        assert another not in done.stderr
 
 
 def the_dashboard_only_reads(deployment: Deployment) -> None:
