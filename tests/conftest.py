@@ -7,11 +7,29 @@ import os
 # Before torch is imported by anything: two test processes with two threads each stall one another on two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 from tests.postgres import _studies_database, postgres, postgres_studies_url, postgres_url
 
 __all__ = ["_studies_database", "postgres", "postgres_studies_url", "postgres_url"]
+
+# Files with few and long tests, which wait for processes; the others, many and short, fill the gaps until the end.
+_FIRST = ("integration", "cluster", "benchmarks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: not _waits(item.path))
+
+
+def _waits(path: Path) -> bool:
+    folders: Sequence[str] = path.relative_to(Path(__file__).parent).parts
+    return folders[0] in _FIRST
+
 
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")

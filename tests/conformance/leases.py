@@ -197,7 +197,7 @@ class LeaseConformance:
         """A method that is added is added to WRITES, or here where no coordinator calls it, or it writes nothing."""
         reading = {"check_definition", "study", "studies", "stages", "trials", "chunk_scores", "evaluation_totals"}
         reading |= {"front", "baselines", "schedule", "exported_targets", "logs", "holder", "overview"}
-        reading |= {"model_description", "split_description", "prefill"}
+        reading |= {"model_description", "split_description", "prefill", "scores_of"}
         of_others = {"claim", "claim_next", "release", "cancel", "retry", "holding", "guard"}
         of_connections = {"open", "close", "close_later", "retrying", "alone", "backup", "url"}
         public = {name for name in dir(StudyDatabase) if not name.startswith("_")}

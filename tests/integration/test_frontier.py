@@ -12,6 +12,7 @@ import pytest
 
 from scheduler_search.cli import main
 from scheduler_search.coordinator import Evaluations, make_algorithm
+from scheduler_search.coordinator.evaluations import Request
 from scheduler_search.evaluation import LocalExecutor
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.search import Explored, Observation, Stage, next_batch, observe
@@ -45,9 +46,8 @@ def explore(stage: Stage, evaluations: Evaluations, study: StudyDefinition) -> E
     """The stage as the coordinator runs it, without the baselines that follow."""
 
     def scores(candidate: int) -> tuple[float, ...]:
-        return evaluations.scores(
-            "search", Reduction(stage.candidates[candidate].keep_rates, study.resolved_rule), stage.shared_layers
-        )
+        reduction = Reduction(stage.candidates[candidate].keep_rates, study.resolved_rule)
+        return evaluations.read("search", [Request(reduction, shared_layers=stage.shared_layers)])[0]
 
     anchor = scores(stage.anchor)
     observations: list[Observation] = []
