@@ -19,9 +19,8 @@ $(VENV)/.dev: $(VENV)/.search
 	$(PIP) --group dev
 	touch $@
 
-# A file's tests stay in one process: what they set up together, they set up once. A third of the time is spent waiting
-# for other processes, so that two cores have work for three; the order is that of tests/conftest.py.
-ON_TWO_CORES = --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# A file's tests stay in one process: what they set up together, they set up once. The order is that of tests/conftest.py.
+ON_TWO_CORES = --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quickstart: $(VENV)/.search
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/quickstart.sh
