@@ -7,7 +7,6 @@ Knows: which studies of a campaign are left to run, and what a user is told of t
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +18,8 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from scheduler_search.cli.executors import Executors
-from scheduler_search.cli.render import plain_table
+from scheduler_search.cli.executors import Executors, default_address
+from scheduler_search.cli.render import plain_table, say
 from scheduler_search.cli.stopping import stop_on
 from scheduler_search.errors import StudyConflictError, StudyNotFoundError
 from scheduler_search.study.campaign import Campaign, read_campaign_file
@@ -51,7 +50,7 @@ def run_campaign(url: str, file: Path, ray: str | None, resume: bool) -> None:
                 _print_summary(database, campaign)
                 return
     with Executors() as executors, StudyDatabase.open(url) as database:
-        executors.connect(ray or os.environ.get("RAY_ADDRESS") or "auto")
+        executors.connect(ray or default_address())
         # Ray takes the signals for itself when it connects, so ours come after it.
         with stop_on(signal.SIGTERM) as terminated, stop_on(signal.SIGINT) as interrupted:
             errors = _run(database, url, campaign, lambda: terminated() or interrupted())
@@ -59,7 +58,7 @@ def run_campaign(url: str, file: Path, ray: str | None, resume: bool) -> None:
         _print_summary(database, campaign)
         complete = _print_errors(database, campaign, errors)
     if terminated() or interrupted():
-        _print(f"stopped; nothing is lost. Go on with: scheduler-search campaign run {file} --resume")
+        say(f"stopped; nothing is lost. Go on with: scheduler-search campaign run {file} --resume")
         raise typer.Exit(128 + (signal.SIGTERM if terminated() else signal.SIGINT))
     if not complete:
         raise typer.Exit(_FAILED)
@@ -130,7 +129,7 @@ def _watched(database: StudyDatabase, campaign: Campaign) -> Iterator[Callable[[
 
         def tell() -> None:
             for line in progress.look():
-                _print(line)
+                say(line)
 
         yield tell
         return
@@ -193,7 +192,7 @@ def _print_summary(database: StudyDatabase, campaign: Campaign) -> None:
     rows = [[_cell(row[column]) for column in columns] for row in _summary(database, campaign)]
     Console().print(plain_table(f"campaign {campaign.name}", headings, rows, texts=3))
     states = [row[1] for row in rows]
-    _print(f"{states.count('finished')} of {len(states)} studies are finished")
+    say(f"{states.count('finished')} of {len(states)} studies are finished")
 
 
 def _cell(value: object) -> str:
@@ -208,9 +207,5 @@ def _print_errors(database: StudyDatabase, campaign: Campaign, errors: dict[str,
     for study in left:
         reason = study.error or errors.get(study.name)
         owner = f" by {study.owner}" if study.owner else ""
-        _print(f"study {study.name} is {study.state.value}{owner}{f': {reason}' if reason else ''}")
+        say(f"study {study.name} is {study.state.value}{owner}{f': {reason}' if reason else ''}")
     return not left
-
-
-def _print(text: str) -> None:
-    Console().print(text, soft_wrap=True, highlight=False, markup=False)

@@ -100,6 +100,11 @@ def address_of(definition: StudyDefinition) -> str | None:
     """Where a study asks to be run that nobody names a cluster for; None for this process."""
     if definition.workers.executor != "ray":
         return None
+    return default_address()
+
+
+def default_address() -> str:
+    """Where a cluster is looked for that nobody gave an address of."""
     return os.environ.get("RAY_ADDRESS") or "auto"
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from scheduler_search.cli.render import plain_table
+from scheduler_search.cli.render import plain_table, say
 from scheduler_search.cli.stopping import stop_on
 from scheduler_search.cli.workplace import Workplace
 from scheduler_search.errors import StudyConflictError, StudyNotFoundError
@@ -21,8 +22,6 @@ from scheduler_search.study import read_study_file
 from scheduler_search.study.states import StudyState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scheduler_search.storage import StudyDatabase
     from scheduler_search.study.states import StudyRecord
 
@@ -43,7 +42,7 @@ def submit_study(url: str, study_file: Path, priority: int) -> None:
         with suppress(StudyNotFoundError):
             _refuse_ended(database.study(definition.name))
         study = database.submit(definition, priority)
-    _say(f"study {study.name} is {study.state.value}{_priority(study)}; next: {_next_step(study)}")
+    say(f"study {study.name} is {study.state.value}{_priority(study)}; next: {_next_step(study)}")
 
 
 def _refuse_ended(study: StudyRecord) -> None:
@@ -87,11 +86,11 @@ def coordinate_studies(url: str, once: bool, ray: str | None = None) -> None:
             workplace.load,
             lambda study, algorithm: workplace.watch(database, study, algorithm),
             stop,
-            _sayer(console),
+            partial(say, console=console),
             workplace.check_cluster,
         )
         daemon.run(once=once)
-    _say("nothing waits" if not stop() else "stopped")
+    say("nothing waits" if not stop() else "stopped")
 
 
 def cancel_study(url: str, name: str) -> None:
@@ -103,7 +102,7 @@ def cancel_study(url: str, name: str) -> None:
     with _existing(url) as database:
         study = database.study(name)
         database.cancel(study)
-    _say(f"study {name} is cancelled; queue it again with: scheduler-search retry {name}")
+    say(f"study {name} is cancelled; queue it again with: scheduler-search retry {name}")
 
 
 def retry_study(url: str, name: str) -> None:
@@ -115,7 +114,7 @@ def retry_study(url: str, name: str) -> None:
     with _existing(url) as database:
         database.retry(database.study(name))
         study = database.study(name)
-    _say(f"study {name} is {study.state.value}{_priority(study)}; next: {_next_step(study)}")
+    say(f"study {name} is {study.state.value}{_priority(study)}; next: {_next_step(study)}")
 
 
 def print_logs(url: str, name: str, lines: int) -> None:
@@ -170,11 +169,3 @@ def _existing(url: str) -> StudyDatabase:
     from scheduler_search.storage import StudyDatabase
 
     return StudyDatabase.open(url, create=False)
-
-
-def _sayer(console: Console) -> Callable[[str], None]:
-    return lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def _say(text: str) -> None:
-    _sayer(Console())(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 32
@@ -33,3 +34,8 @@ def plain_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def say(text: str, console: Console | None = None) -> None:
+    """Print a line as it is: not broken to the width of the terminal, and without markup."""
+    (console or Console()).print(text, soft_wrap=True, highlight=False, markup=False)

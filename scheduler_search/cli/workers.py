@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
+from scheduler_search.cli.render import say
 from scheduler_search.errors import DatabaseError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class WorkerNews:
             if self._show is not None:
                 self._show(progress_text(event))
         if isinstance(event, events.WorkerLost):
-            _print(lines.shortened(lines.lost_text(event), _LONGEST_PRINTED))
+            say(lines.shortened(lines.lost_text(event), _LONGEST_PRINTED), Console(stderr=True))
         if (line := lines.line_of(event)) is not None:
             self._log(*line)
 
@@ -96,7 +97,3 @@ def progress_text(progress: Progress) -> str:
     if progress.device_bytes:
         parts.append(f"{progress.device_bytes / 2**30:.1f} GiB at most")
     return ", ".join(parts)
-
-
-def _print(text: str) -> None:
-    Console(stderr=True).print(text, soft_wrap=True, highlight=False, markup=False)

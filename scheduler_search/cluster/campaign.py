@@ -23,6 +23,7 @@ from typing import Any
 
 import ray
 
+from scheduler_search.cluster.room import reserved_for
 from scheduler_search.errors import ClusterError, LeaseHeldError
 from scheduler_search.storage import StudyDatabase, absolute_url, is_file
 from scheduler_search.study.campaign import CampaignSection
@@ -90,20 +91,11 @@ def bundles_of(definition: StudyDefinition, gpus: float, node: str | None = None
         gpus: of the whole cluster, for studies that leave it to the machine.
         node: that the coordinator must run on.
     """
-    workers = definition.workers
-    worker = {"CPU": float(workers.cpus or workers.threads)}
-    share = workers.gpus if workers.gpus is not None else _default_gpus(definition, gpus)
-    if share:
-        worker["GPU"] = float(share)
+    worker = reserved_for(definition, gpus).bundle
     pinned = {} if node is None else {node: 0.001}
-    if workers.executor == "local":
+    if definition.workers.executor == "local":
         return [worker | pinned]
-    return [{"CPU": 1.0} | pinned] + [dict(worker) for _ in range(workers.count or 1)]
-
-
-def _default_gpus(definition: StudyDefinition, gpus: float) -> float:
-    device = definition.model.device
-    return 1.0 if device.startswith("cuda") or (device == "auto" and gpus > 0) else 0.0
+    return [{"CPU": 1.0} | pinned] + [dict(worker) for _ in range(definition.workers.count or 1)]
 
 
 def run_trials(

@@ -33,6 +33,11 @@ class Needs:
     def __str__(self) -> str:
         return f"{self.cpus:g} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
+    @property
+    def bundle(self) -> dict[str, float]:
+        """As Ray names resources; GPUs only where some are needed."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+
     def fits(self, resources: Mapping[str, float]) -> int:
         """How many workers such resources hold."""
         asked = (("CPU", self.cpus), ("GPU", self.gpus))
@@ -122,7 +127,7 @@ def needs_of(definition: StudyDefinition) -> Needs:
     Raises:
         ClusterError: the study names one GPU of a machine, which is Ray's to choose.
     """
-    workers, device = definition.workers, definition.model.device
+    device = definition.model.device
     if device.startswith("cuda:"):
         raise ClusterError(
             "which GPU a worker of a cluster uses must be left to Ray",
@@ -130,10 +135,15 @@ def needs_of(definition: StudyDefinition) -> Needs:
             place="device of [model]",
             remedy='write device = "cuda"',
         )
+    return reserved_for(definition, ray.cluster_resources().get("GPU", 0.0))
+
+
+def reserved_for(definition: StudyDefinition, gpus_there: float) -> Needs:
+    """The same for a cluster with so many GPUs, whichever of them the study names."""
+    workers, device = definition.workers, definition.model.device
     gpus = workers.gpus
     if gpus is None:
-        wanted = device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-        gpus = 1.0 if wanted else 0.0
+        gpus = 1.0 if device.startswith("cuda") or (device == "auto" and gpus_there > 0) else 0.0
     return Needs(float(workers.threads) if workers.cpus is None else workers.cpus, gpus)
 
 

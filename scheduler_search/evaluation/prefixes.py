@@ -94,7 +94,7 @@ def _order(group: object, passed: Sequence[Entry]) -> Order:
     def order(entry: Entry) -> tuple[int, int] | None:
         if entry.kind != "prefix":
             return None
-        if any(entry is one for one in passed):
+        if entry in passed:
             return 0, 0
         return (1, entry.used) if entry.group != group else None
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy
-import numpy.typing
 
 from scheduler_search.search.stage import Candidate
 from scheduler_search.search.steepness import SplitCounts
 
-_Integers = numpy.typing.NDArray[numpy.int64]
+if TYPE_CHECKING:
+    from scheduler_search.search.steepness import Integers
 
 
-def branch_layers(candidates: Sequence[_Integers], samples: _Integers, text_tokens: int) -> tuple[int, ...]:
+def branch_layers(candidates: Sequence[Integers], samples: Integers, text_tokens: int) -> tuple[int, ...]:
     """For each candidate, after how many first layers what it shares with others spares most tokens.
 
     Rates differ where counts do not: a steep sigmoid keeps the same tokens in many of its first layers (seed 003,
@@ -40,7 +41,7 @@ def branch_layers(candidates: Sequence[_Integers], samples: _Integers, text_toke
     return tuple(int(layer) + 1 if row[layer] else 0 for row, layer in zip(spared, best, strict=True))
 
 
-def _companions(counts: _Integers) -> _Integers:
+def _companions(counts: Integers) -> Integers:
     """How many other candidates keep the same up to each layer, shape [n, L], of ``counts`` [n, S, L]."""
     number, _, layers = counts.shape
     groups = numpy.zeros(number, dtype=numpy.int64)
