@@ -5,66 +5,42 @@ Only the rows that the rule reads are ever computed: a [query rows x keys] slice
 
 from __future__ import annotations
 
-from typing import cast
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from scheduler_search.reducers.quota import spread_over_images
-from scheduler_search.reducers.reducer import AttentionQuery, HeadReduction, Pruning, QueryRows
-from scheduler_search.reducers.tokens import Prompt, Tokens
-from scheduler_search.rule import Rule
+from scheduler_search.reducers.tokens import Prompt, Tokens, required
+from scheduler_search.rule import HeadReduction, QueryRows, Rule
+
+# 2^26 values are 256 MiB in float32: a prompt of 4,096 tokens with 32 heads is read 512 rows at a time.
+_MOST_LOGITS = 1 << 26
 
 
-class _ByAttention(Pruning):
-    """Keeps the tokens with the most attention in ``Tokens.attention``, of all images or of each."""
-
-    attention: AttentionQuery
-
-    def __init__(self, rule: Rule) -> None:
-        self.needs_images = rule.parameter("quota") == "per-image"
-
-    def filter(self, tokens: Tokens, /) -> torch.Tensor:
-        """Redundancy [B, S]: the attention, negated; under a quota per image, the place of the token's seat."""
-        if tokens.attention is None:
-            raise ValueError("a rule that ranks by attention needs Tokens.attention")
-        return spread_over_images(-tokens.attention, tokens) if self.needs_images else -tokens.attention
-
-
-class AttentionRank(_ByAttention):
-    """Sort & Reduce: attention averaged over the rule's query rows."""
-
-    def __init__(self, rule: Rule) -> None:
-        super().__init__(rule)
-        rows = cast(QueryRows, rule.parameter("query_rows"))
-        self.attention = AttentionQuery(rows, cast(HeadReduction, rule.parameter("head_reduction")))
-
-
-class LastRowRank(_ByAttention):
-    """FastV as its published code does it: the attention of the last query row."""
-
-    def __init__(self, rule: Rule) -> None:
-        super().__init__(rule)
-        self.attention = AttentionQuery("last", cast(HeadReduction, rule.parameter("head_reduction")))
+def least_attended(tokens: Tokens, _rule: Rule) -> torch.Tensor:
+    """Redundancy [B, S]: the attention that a token receives, negated."""
+    return -required(tokens.attention, "attention")
 
 
 def query_rows(prompt: Prompt, rows: QueryRows) -> npt.NDArray[np.bool_]:
     """The slots whose attention is read: [B, S0] bool, at least one per sample.
 
     ``instruction`` is the real text after the last image token, or the last real token where an image ends the prompt;
-    ``last`` is the last real token; ``all`` is every real text token.
+    ``last`` is the last real token; ``all`` is every real text token; ``last-vision`` and ``vision`` are the last and
+    every vision token, ``every`` is every real token. ``raters`` are chosen among ``instruction``.
     """
     text = prompt.asking & ~prompt.vision
     slots = np.arange(prompt.slots)[None, :]
     last = _last(prompt.asking)
-    chosen: npt.NDArray[np.bool_]
-    if rows == "all":
-        chosen = text
-    elif rows == "last":
-        chosen = slots == last
-    else:
-        chosen = text & (slots > _last(prompt.vision))
+    choices: dict[QueryRows, npt.NDArray[np.bool_]] = {
+        "all": text,
+        "last": slots == last,
+        "last-vision": prompt.vision & (slots == _last(prompt.vision)),
+        "vision": prompt.vision,
+        "every": prompt.asking,
+    }
+    chosen = choices.get(rows, text & (slots > _last(prompt.vision)))
     found: npt.NDArray[np.bool_] = np.where(chosen.any(axis=1, keepdims=True), chosen, slots == last)
     return found
 
@@ -75,17 +51,29 @@ def _last(marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return last
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a layer computes attention, and how its heads are combined.
+
+    Args:
+        scaling: factor of the logits.
+        softcap: bounds them as in Gemma 2.
+        window: keys that a row sees at most, itself included, where the mask does not say so.
+    """
+
+    scaling: float
+    heads: HeadReduction = "mean"
+    softcap: float | None = None
+    window: int | None = None
+
+
 def attention_scores(
     query: torch.Tensor,
     key: torch.Tensor,
     mask: torch.Tensor | None,
     rows: torch.Tensor,
     weights: torch.Tensor,
-    *,
-    scaling: float,
-    heads: HeadReduction = "mean",
-    softcap: float | None = None,
-    window: int | None = None,
+    options: Options,
 ) -> torch.Tensor:
     """Softmax attention of a few rows to all keys, heads combined within each row, then rows averaged.
 
@@ -96,18 +84,52 @@ def attention_scores(
             False for padding, under causal attention; None is causal.
         rows: [B, R] int64 slots.
         weights: [B, R], summing to 1 per sample, 0 for rows that only fill up.
-        scaling: factor of the logits; ``softcap`` bounds them as in Gemma 2.
-        window: keys that a row sees at most, itself included, where the mask does not say so.
 
     Returns:
         [B, S] in float32 or better.
     """
+    weights = weights.to(torch.promote_types(query.dtype, torch.float32))
+    sums = [
+        _combine(_probabilities(query, key, mask, rows[:, part], options), weights[:, part], options.heads)
+        for part in _parts(query, rows)
+    ]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
+
+
+def attention_matrix(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, options: Options
+) -> torch.Tensor:
+    """As ``attention_scores``, each row by itself: [B, R, S]."""
+    parts = [
+        _heads_combined(_probabilities(query, key, mask, rows[:, part], options), options.heads)
+        for part in _parts(query, rows)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _parts(query: torch.Tensor, rows: torch.Tensor) -> list[slice]:
+    """The rows in pieces: the logits of all heads are never more than ``_MOST_LOGITS`` values at once."""
+    B, H, S, _ = query.shape
+    size = max(1, _MOST_LOGITS // (B * H * S))
+    return [slice(start, start + size) for start in range(0, rows.shape[1], size)]
+
+
+def _probabilities(
+    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor, options: Options
+) -> torch.Tensor:
+    """Softmax attention of the rows, [B, H, R, S]."""
     precise = torch.promote_types(query.dtype, torch.float32)
-    logits = _row_logits(query, key, rows, precise, scaling)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    probabilities = _masked(logits, mask, rows, window).softmax(dim=-1)
-    return _combine(probabilities, weights.to(precise), heads)
+    logits = _row_logits(query, key, rows, precise, options.scaling)
+    if options.softcap is not None:
+        logits = torch.tanh(logits / options.softcap) * options.softcap
+    return _masked(logits, mask, rows, options.window).softmax(dim=-1)
+
+
+def _heads_combined(probabilities: torch.Tensor, heads: HeadReduction) -> torch.Tensor:
+    """[B, H, R, S] as [B, R, S]."""
+    if heads == "max":
+        return probabilities.amax(dim=1)
+    return probabilities.mean(dim=1) if heads == "mean" else probabilities.sum(dim=1)
 
 
 def _row_logits(
@@ -145,7 +167,7 @@ def _masked(logits: torch.Tensor, mask: torch.Tensor | None, rows: torch.Tensor,
 def _combine(probabilities: torch.Tensor, weights: torch.Tensor, heads: HeadReduction) -> torch.Tensor:
     """Heads of [B, H, R, S] combined within each row, then rows with ``weights`` [B, R]: [B, S]."""
     if heads == "max":
-        return torch.matmul(weights[:, None], probabilities.amax(dim=1))[:, 0]
+        return torch.matmul(weights[:, None], _heads_combined(probabilities, heads))[:, 0]
     # The sums over heads and rows are one matrix product, with no [B, R, S] in between.
     B, H, R, S = probabilities.shape
     shares = (weights / H if heads == "mean" else weights)[:, None].expand(B, H, R).reshape(B, 1, H * R)

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scheduler_search.reducers.reducer import AttentionQuery, fold
 from scheduler_search.reducers.tokens import Grid, Prompt, Tokens
 from scheduler_search.rule import Rule
 
@@ -36,39 +35,26 @@ class Regions:
     size: IntArray
 
 
-class AveragePooling:
-    """Entry rule: each kept token is the mean of its region."""
+def beside_the_centre(tokens: Tokens, _rule: Rule) -> torch.Tensor:
+    """Redundancy [B, S]: 0 for the token that stands for its region, 1 for the others."""
+    target, _ = _flow(tokens)
+    slots = torch.arange(target.shape[1], device=target.device)
+    return (target != slots).to(torch.float32)
 
-    attention: AttentionQuery | None = None
-    needs_grids = True
-    needs_images = False
-    needs_ids = False
 
-    def __init__(self, rule: Rule) -> None:
-        self.positions = rule.parameter("positions")
+def region(tokens: Tokens, _kept: torch.Tensor, _rule: Rule) -> torch.Tensor:
+    """C [B, S, S]: 1 / (size of the region) from each of its tokens into the one that stands for it."""
+    target, weight = _flow(tokens)
+    B, S = target.shape
+    correlation = torch.zeros(B, S, S, dtype=weight.dtype, device=weight.device)
+    correlation.scatter_(2, target[..., None], weight[..., None])
+    return correlation
 
-    def filter(self, tokens: Tokens, /) -> torch.Tensor:
-        """Redundancy [B, S]: 0 for the token that stands for its region, 1 for the others."""
-        target, _ = self._flow(tokens)
-        slots = torch.arange(target.shape[1], device=target.device)
-        return (target != slots).to(torch.float32)
 
-    def correlate(self, tokens: Tokens, _kept: torch.Tensor, /) -> torch.Tensor | None:
-        """C [B, S, S]: 1 / (size of the region) from each of its tokens into the one that stands for it."""
-        target, weight = self._flow(tokens)
-        B, S = target.shape
-        correlation = torch.zeros(B, S, S, dtype=weight.dtype, device=weight.device)
-        correlation.scatter_(2, target[..., None], weight[..., None])
-        return correlation
-
-    def compress(self, hidden: torch.Tensor, kept: torch.Tensor, correlation: torch.Tensor, /) -> torch.Tensor:
-        """Kept tokens become their region's mean."""
-        return fold(hidden, kept, correlation)
-
-    def _flow(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        target, weight = tokens.prompt.once(self, lambda: _pooling_flow(tokens.prompt, tokens.counts))
-        device, precise = tokens.hidden.device, torch.promote_types(tokens.hidden.dtype, torch.float32)
-        return torch.from_numpy(target).to(device), torch.from_numpy(weight).to(device, precise)
+def _flow(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    target, weight = tokens.prompt.once((_flow, tokens.counts), lambda: _pooling_flow(tokens.prompt, tokens.counts))
+    device, precise = tokens.hidden.device, torch.promote_types(tokens.hidden.dtype, torch.float32)
+    return torch.from_numpy(target).to(device), torch.from_numpy(weight).to(device, precise)
 
 
 def _pooling_flow(prompt: Prompt, counts: tuple[int, ...]) -> tuple[IntArray, npt.NDArray[np.float64]]:

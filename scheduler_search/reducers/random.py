@@ -12,33 +12,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scheduler_search.reducers.quota import spread_over_images
-from scheduler_search.reducers.reducer import Pruning
 from scheduler_search.reducers.tokens import Prompt, Tokens
 from scheduler_search.rule import Rule
 
 
-class RandomRank(Pruning):
-    """Keeps tokens in the order of a random ranking, of all images or of each."""
+def at_random(tokens: Tokens, rule: Rule) -> torch.Tensor:
+    """Redundancy [B, S]: the place of each token in its sample's ranking."""
+    prompt, seed = tokens.prompt, rule.whole("seed")
+    ranks = prompt.once((at_random, rule), lambda: torch.from_numpy(_ranks(prompt, seed)).to(tokens.hidden.device))
+    return ranks.to(tokens.hidden.device).gather(1, tokens.position)
 
-    needs_ids = True
 
-    def __init__(self, rule: Rule) -> None:
-        self.needs_images = rule.parameter("quota") == "per-image"
-        self.seed = int(rule.parameter("seed"))
-
-    def filter(self, tokens: Tokens, /) -> torch.Tensor:
-        """Redundancy [B, S]: the place of each token in its sample's ranking, or that of its image's seat."""
-        ranks = tokens.prompt.once(self, lambda: torch.from_numpy(self._ranks(tokens.prompt)).to(tokens.hidden.device))
-        places = ranks.to(tokens.hidden.device).gather(1, tokens.position)
-        return spread_over_images(places, tokens) if self.needs_images else places
-
-    def _ranks(self, prompt: Prompt) -> npt.NDArray[np.float32]:
-        ranks = np.zeros(prompt.vision.shape, dtype=np.float32)
-        for sample in range(prompt.samples):
-            ids = prompt.input_ids[sample][prompt.asking[sample]]
-            ranks[sample, prompt.vision[sample]] = random_ranking(self.seed, ids, prompt.vision_tokens[sample])
-        return ranks
+def _ranks(prompt: Prompt, seed: int) -> npt.NDArray[np.float32]:
+    ranks = np.zeros(prompt.vision.shape, dtype=np.float32)
+    for sample in range(prompt.samples):
+        ids = prompt.input_ids[sample][prompt.asking[sample]]
+        ranks[sample, prompt.vision[sample]] = random_ranking(seed, ids, prompt.vision_tokens[sample])
+    return ranks
 
 
 def random_ranking(seed: int, input_ids: npt.NDArray[np.int64], tokens: int) -> npt.NDArray[np.int64]:

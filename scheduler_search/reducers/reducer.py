@@ -1,92 +1,127 @@
 """The three stages of a rule, and the driver that runs them.
 
 *filter* gives every vision token a redundancy; the tokens beyond the promised count are the source set S, the others
-the targets T. *correlate* gives the matrix C of how much of each source goes into each target. *compress* folds S into
-T. Pruning is the rule whose correlate gives nothing and whose compress does nothing (seeds 000 and 002).
+the targets T. *correlate* gives the matrix C of how much of each source could go into each target. *compress* turns C
+into weights W, and ``fold`` makes each target the W-weighted sum of all slots. Pruning is the rule that has neither
+(seeds 000 and 002). A stage is a pure function; choice and fold are the same for all rules.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
+from scheduler_search.reducers.quota import spread_over_images
 from scheduler_search.reducers.selection import least_redundant
 from scheduler_search.reducers.tokens import Tokens
+from scheduler_search.rule import Reads, Rule
 
-QueryRows = Literal["instruction", "last", "all"]
-HeadReduction = Literal["mean", "max", "sum"]
+
+class Filter(Protocol):
+    """Redundancy [B, S] of each slot, higher goes first; slots that are not vision tokens are ignored."""
+
+    def __call__(self, tokens: Tokens, rule: Rule, /) -> torch.Tensor:
+        """Score the tokens."""
+
+
+class Correlate(Protocol):
+    """C [B, S, S]: ``C[b, s, t]`` is how much of slot s could go into slot t; ``kept`` [B, S] marks the targets."""
+
+    def __call__(self, tokens: Tokens, kept: torch.Tensor, rule: Rule, /) -> torch.Tensor:
+        """Relate sources to targets."""
+
+
+class Compress(Protocol):
+    """W [B, S, S]: target t becomes the sum of all slots s, each weighted with ``W[b, s, t]``, its own W[b, t, t]."""
+
+    def __call__(self, tokens: Tokens, kept: torch.Tensor, correlation: torch.Tensor, rule: Rule, /) -> torch.Tensor:
+        """Weigh what each target receives."""
 
 
 @dataclass(frozen=True)
-class AttentionQuery:
-    """The slice of the previous layer's attention that a rule needs: whose rows, and how heads are combined."""
+class Reducer:
+    """A rule at one place in code: its stages, and what they read. Holds nothing that belongs to a forward pass."""
 
-    rows: QueryRows
-    heads: HeadReduction
+    rule: Rule
+    reads: Reads
+    filter: Filter
+    correlate: Correlate | None = None
+    compress: Compress | None = None
+    halves: bool = False
+
+    @property
+    def per_image(self) -> bool:
+        """Whether each image of a sample keeps its share."""
+        return dict(self.rule.parameters).get("quota") == "per-image"
 
 
-class Reducer(Protocol):
-    """A rule in code. Built from a ``Rule``; holds its parameters and nothing that belongs to a forward pass.
+@dataclass(frozen=True)
+class Reduced:
+    """What a reduction gave, in the slots of before.
 
-    Attributes:
-        attention: the attention that ``filter`` will find in ``Tokens.attention``, or None.
-        needs_grids: whether ``Prompt.grids`` must be filled.
-        needs_images: whether ``Prompt.images`` must be filled.
-        needs_ids: whether the choice depends on ``Prompt.input_ids``, so that embeddings alone do not do.
+    Args:
+        kept: [B, S] bool with exactly ``tokens.counts[b]`` True per row.
+        hidden: [B, S, D], sources folded into the kept slots; others as they were.
+        sizes: [B, S] patches that each kept token stands for; None for rules that do not ask.
     """
 
-    attention: AttentionQuery | None
-    needs_grids: bool
-    needs_images: bool
-    needs_ids: bool
-
-    def filter(self, tokens: Tokens, /) -> torch.Tensor:
-        """Redundancy [B, S] of each slot, higher goes first; slots that are not vision tokens are ignored."""
-
-    def correlate(self, tokens: Tokens, kept: torch.Tensor, /) -> torch.Tensor | None:
-        """C [B, S, S]: ``C[b, s, t]`` is the weight of slot s in slot t. ``kept`` [B, S] bool marks the targets."""
-
-    def compress(self, hidden: torch.Tensor, kept: torch.Tensor, correlation: torch.Tensor, /) -> torch.Tensor:
-        """Hidden states [B, S, D] with the sources folded into the ``kept`` [B, S] targets; others as they were."""
+    kept: torch.Tensor
+    hidden: torch.Tensor
+    sizes: torch.Tensor | None = None
 
 
-class Pruning:
-    """The stages of a rule that drops tokens and moves nothing."""
-
-    attention: AttentionQuery | None = None
-    needs_grids = False
-    needs_images = False
-    needs_ids = False
-
-    def correlate(self, _tokens: Tokens, _kept: torch.Tensor, /) -> torch.Tensor | None:
-        """No target receives anything."""
-        return None
-
-    def compress(self, hidden: torch.Tensor, _kept: torch.Tensor, _correlation: torch.Tensor, /) -> torch.Tensor:
-        """``hidden`` itself."""
-        return hidden
+def reduce_tokens(reducer: Reducer, tokens: Tokens) -> Reduced:
+    """Run the three stages, in as many rounds as the rule needs."""
+    for keep, counts in _rounds(reducer, tokens):
+        tokens = _reduce_once(reducer, replace(tokens, keep=keep, counts=counts))
+    return Reduced(tokens.vision, tokens.hidden, tokens.sizes)
 
 
-def fold(hidden: torch.Tensor, kept: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
-    """Kept slots become the C-weighted sum over all slots: ``out[b, t] = sum_s C[b, s, t] hidden[b, s]``.
+def _rounds(reducer: Reducer, tokens: Tokens) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
+    """What each round keeps: the promised counts at once, or half of what is there until they are reached."""
+    if reducer.halves:
+        left = tuple(tokens.vision.sum(dim=1).tolist())
+        while any(count < -(-present // 2) for count, present in zip(tokens.counts, left, strict=True)):
+            left = tuple(max(count, -(-present // 2)) for count, present in zip(tokens.counts, left, strict=True))
+            yield torch.tensor(left, device=tokens.keep.device), left
+    yield tokens.keep, tokens.counts
+
+
+def _reduce_once(reducer: Reducer, tokens: Tokens) -> Tokens:
+    """The tokens after one round, in the slots of before."""
+    redundancy = reducer.filter(tokens, reducer.rule)
+    if reducer.per_image:
+        redundancy = spread_over_images(redundancy, tokens)
+    kept = least_redundant(redundancy, tokens.vision, tokens.keep)
+    if reducer.correlate is None or reducer.compress is None:
+        return replace(tokens, vision=kept)
+    correlation = reducer.correlate(tokens, kept, reducer.rule)
+    weights = reducer.compress(tokens, kept, correlation, reducer.rule)
+    # A sample that keeps all it has has no sources, whatever a rule would weigh.
+    targets = kept & (tokens.keep < tokens.vision.sum(dim=1))[:, None]
+    return replace(
+        tokens,
+        vision=kept,
+        hidden=fold(tokens.hidden, targets, weights),
+        keys=None if tokens.keys is None else fold(tokens.keys, targets, weights),
+        sizes=None if tokens.sizes is None else fold(tokens.sizes, targets, (weights > 0).to(weights.dtype)),
+    )
+
+
+def fold(values: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Targets become the weighted sum over all slots: ``out[b, t] = sum_s W[b, s, t] values[b, s]``; others stay.
 
     Accumulated in float32 or better, so that averages of bfloat16 states carry no more than one rounding.
+
+    Args:
+        values: [B, S, ...].
+        targets: [B, S] bool.
+        weights: W [B, S, S].
     """
-    precise = torch.promote_types(hidden.dtype, torch.float32)
-    folded = torch.matmul(correlation.to(precise).transpose(1, 2), hidden.to(precise)).to(hidden.dtype)
-    return torch.where(kept[..., None], folded, hidden)
-
-
-def reduce_tokens(reducer: Reducer, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the three stages.
-
-    Returns:
-        kept [B, S] bool with exactly ``tokens.counts[b]`` True per row, and the hidden states [B, S, D] after folding.
-    """
-    kept = least_redundant(reducer.filter(tokens), tokens.vision, tokens.keep)
-    correlation = reducer.correlate(tokens, kept)
-    if correlation is None:
-        return kept, tokens.hidden
-    return kept, reducer.compress(tokens.hidden, kept, correlation)
+    precise = torch.promote_types(values.dtype, torch.float32)
+    rows = values.reshape(*values.shape[:2], -1)
+    folded = torch.matmul(weights.to(precise).transpose(1, 2), rows.to(precise)).to(values.dtype)
+    return torch.where(targets[..., None], folded, rows).view(values.shape)

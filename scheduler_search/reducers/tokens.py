@@ -89,17 +89,47 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class AttentionRows:
+    """Attention of each query row by itself.
+
+    Args:
+        values: [B, R, S] attention of each row to each slot, heads combined.
+        slots: [B, R] int64, the slot of each row.
+        weights: [B, R], summing to 1 per sample; 0 for rows that only fill up.
+    """
+
+    values: torch.Tensor
+    slots: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Text:
+    """Features of the question's tokens, in the space of ``Tokens.features``: [B, T, E], and which are real [B, T]."""
+
+    values: torch.Tensor
+    real: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Tokens:
-    """The input of one decoder layer, before its reduction.
+    """What stands in front of one layer, before its reduction. Of a tower, samples are images.
+
+    What a rule did not ask for (``Reads``) is None.
 
     Args:
         hidden: [B, S, D].
-        vision: [B, S] bool, the vision tokens that are left; never a filler slot.
+        vision: [B, S] bool, the vision tokens that are left; never a filler slot, nor the tower's class token.
         position: [B, S] int64, the slot of each token in the prompt.
-        attention: [B, S] attention that the rule asked for, of the layer before; None for rules that did not ask.
+        attention: [B, S] attention that each slot receives, averaged over the query rows.
         keep: [B] int64, vision tokens that each sample keeps, at most its ``vision`` ones.
         counts: ``keep`` on the host.
         prompt: the batch before any reduction.
+        rows: the attention of each query row.
+        keys: [B, S, H, E] keys of the layer, their heads apart.
+        sizes: [B, S] float, patches that each token stands for.
+        text: what the question says; of a prompt without text no row is real.
+        features: [B, S, E] what ``text`` is compared with; None where that is ``hidden``.
     """
 
     hidden: torch.Tensor
@@ -109,3 +139,15 @@ class Tokens:
     keep: torch.Tensor
     counts: tuple[int, ...]
     prompt: Prompt
+    rows: AttentionRows | None = None
+    keys: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+    text: Text | None = None
+    features: torch.Tensor | None = None
+
+
+def required(view: T | None, name: str) -> T:
+    """A view that the rule's ``Reads`` asked for; ValueError where the caller did not fill it."""
+    if view is None:
+        raise ValueError(f"this rule needs Tokens.{name}")
+    return view

@@ -2,14 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import difflib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scheduler_search.errors import RuleError
 
 ParameterValue = str | int | float | bool
 Place = Literal["vision", "entry", "decoder"]
+QueryRows = Literal["instruction", "last", "all", "last-vision", "vision", "every", "raters", "class"]
+HeadReduction = Literal["mean", "max", "sum"]
+
+# In the order in which tokens pass them.
+PLACES: tuple[Place, ...] = ("vision", "entry", "decoder")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What the stages of a rule look at, beside the hidden states: the runtime computes this and nothing more.
+
+    In the decoder and in the tower, attention and keys are those of the layer before the reduction; at the entry they
+    are those of the tower layer ``tower_layer``.
+
+    Args:
+        rows: whose attention is read: the text after the last image (``instruction``), the last prompt token
+            (``last``), every text token (``all``), the last vision token, every vision token, ``every`` token of both
+            kinds, the ``raters`` of SparseVLM, or the ``class`` token of the tower; None for no attention.
+        heads: how the heads of a row are combined.
+        matrix: whether each row is wanted by itself (``Tokens.rows``), not only their mean (``Tokens.attention``).
+        own_layer: whether the attention is that of the layer behind the reduction, its queries and keys projected from
+            the hidden states in front of it (PyramidDrop), instead of the layer before.
+        keys: ``Tokens.keys``.
+        sizes: ``Tokens.sizes``: how many patches each token stands for; the tower's attention is then proportional.
+        grids: ``Prompt.grids``.
+        images: ``Prompt.images``.
+        ids: ``Prompt.input_ids``, so that embeddings alone do not do.
+        text: ``Tokens.text``, features of the question to compare vision tokens with.
+        tower_layer: layer of the tower whose attention and keys are read at the entry; -1 is the last.
+    """
+
+    rows: QueryRows | None = None
+    heads: HeadReduction = "mean"
+    matrix: bool = False
+    own_layer: bool = False
+    keys: bool = False
+    sizes: bool = False
+    grids: bool = False
+    images: bool = False
+    ids: bool = False
+    text: bool = False
+    tower_layer: int = -2
+
+    @property
+    def layer(self) -> bool:
+        """Whether anything of an attention layer is read."""
+        return self.rows is not None or self.keys
 
 
 @dataclass(frozen=True)
@@ -58,28 +106,75 @@ class Rule:
         """Value of one parameter; KeyError if the rule has none of that name."""
         return dict(self.parameters)[name]
 
+    def number(self, name: str) -> float:
+        """Value of a numeric parameter."""
+        return float(self.parameter(name))
+
+    def whole(self, name: str) -> int:
+        """Value of a whole-number parameter."""
+        return int(self.parameter(name))
+
+    def text(self, name: str) -> str:
+        """Value of a parameter that is a text."""
+        return str(self.parameter(name))
+
     def to_document(self) -> dict[str, object]:
         """The JSON object of the rule in a schedule document."""
         return {"name": self.name, "version": self.version, "parameters": dict(self.parameters)}
 
 
+def _reads_nothing(_rule: Rule) -> Reads:
+    return Reads()
+
+
 @dataclass(frozen=True)
-class Declaration:
-    """What a rule is called, where it acts, what can be set, who published it, and which class implements it.
+class Stages:
+    """A rule at one place, as data: which filter, which correlate, which compress, and what they read.
+
+    Stages are named ``module.function``, a function of ``scheduler_search.reducers``: the runtime imports them when the
+    rule is applied. Without ``correlate`` the rule prunes: nothing of the dropped tokens is left.
 
     Args:
-        places: where the rule can act; ``entry`` is between the vision tower and the first decoder layer.
-        needs_attention: whether it reads the attention of the layer before the reduction.
-        implementation: ``module:Class``, imported by the runtime when the rule is applied.
+        filter: gives every vision token a redundancy.
+        correlate: gives the matrix of how much of each dropped token could go into each kept one.
+        compress: turns that matrix into the weights with which tokens enter the kept ones.
+        reads: what the stages look at, under the parameters of a rule.
+        halves: whether a layer's tokens can go into one another only by half, so that larger drops take several rounds.
+    """
+
+    filter: str
+    correlate: str | None = None
+    compress: str | None = None
+    reads: Callable[[Rule], Reads] = field(default=_reads_nothing, compare=False)
+    halves: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse half of a merge."""
+        if (self.correlate is None) != (self.compress is None):
+            raise RuleError("correlate and compress come together", actual=f"{self.correlate} and {self.compress}")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a rule is called, its stages at each place where it acts, what can be set, and who published it.
+
+    Args:
+        stages: of each place; ``entry`` is between the vision tower and the first decoder layer.
+        source: paper, section and equation.
+        follows: where the published code differs from the paper, and which of the two this is; empty if they agree.
     """
 
     name: str
     version: int
-    places: frozenset[Place]
+    stages: Mapping[Place, Stages]
     parameters: tuple[Parameter, ...]
-    needs_attention: bool
-    implementation: str
     source: str
+    follows: str = ""
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where the rule acts, in the order in which tokens pass."""
+        return tuple(place for place in PLACES if place in self.stages)
 
     def rule(self, parameters: Mapping[str, ParameterValue]) -> Rule:
         """The rule with ``parameters`` set and all others at their defaults; RuleError for an unknown name or value."""
@@ -87,10 +182,19 @@ class Declaration:
         for name in sorted(set(parameters) - known):
             allowed = ", ".join(sorted(known)) or "none"
             raise RuleError(
-                f"a rule takes only its declared parameters ({allowed})", actual=repr(name), place=f"rule {self.name!r}"
+                f"a rule takes only its declared parameters ({allowed})",
+                actual=repr(name),
+                place=f"rule {self.name!r}",
+                remedy=nearest(name, known),
             )
         values = tuple(
             (parameter.name, parameter.check(parameters.get(parameter.name, parameter.default), self.name))
             for parameter in sorted(self.parameters, key=lambda parameter: parameter.name)
         )
         return Rule(self.name, self.version, values)
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The remedy for a misspelt name: the nearest known one, None if none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else None

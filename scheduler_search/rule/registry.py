@@ -1,95 +1,41 @@
-"""The rules that exist, by name. A new rule is one entry here and one class in ``reducers``."""
+"""The rules that exist, by name and version. A new rule is one file in ``catalogue`` and one line here."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule.declaration import Declaration, Parameter, ParameterValue, Rule
+from scheduler_search.rule.catalogue import attention, plain
+from scheduler_search.rule.declaration import Declaration, ParameterValue, Rule, nearest
 
-_HEADS = Parameter("head_reduction", "mean", "how the attention heads are combined", choices=("mean", "max", "sum"))
-_PREVIOUS = Parameter("score_layer", "previous", "the layer whose attention ranks the tokens", choices=("previous",))
-_KEEP_POSITIONS = Parameter("positions", "keep", "whether kept tokens keep their rotary positions", choices=("keep",))
-_QUOTA = Parameter(
-    "quota",
-    "pooled",
-    "whether the images of a sample share one ranking, or each keeps its share of the tokens and is ranked by itself",
-    choices=("pooled", "per-image"),
+# A version that schedules may name stays here for ever; of one name, the last is what a study gets.
+_ALL = (
+    attention.ATTENTION_RANK,
+    attention.FASTV_1,
+    plain.RANDOM,
+    plain.POOLING,
 )
 
-_ATTENTION_RANK = Declaration(
-    name="attention-rank",
-    version=1,
-    places=frozenset({"decoder"}),
-    parameters=(
-        Parameter(
-            "query_rows",
-            "instruction",
-            "whose attention is averaged: the text after the last image, the last prompt token, or every text token",
-            choices=("instruction", "last", "all"),
-        ),
-        _HEADS,
-        _PREVIOUS,
-        _KEEP_POSITIONS,
-        _QUOTA,
-    ),
-    needs_attention=True,
-    implementation="scheduler_search.reducers.attention:AttentionRank",
-    source="seed 003, section 3.2 (Sort & Reduce)",
-)
-
-_FASTV = Declaration(
-    name="fastv",
-    version=1,
-    places=frozenset({"decoder"}),
-    parameters=(_HEADS, _PREVIOUS, _KEEP_POSITIONS, _QUOTA),
-    needs_attention=True,
-    implementation="scheduler_search.reducers.attention:LastRowRank",
-    source="FastV (seed 003, reference 5): attention of the last query row, as its published code does",
-)
-
-_RANDOM = Declaration(
-    name="random",
-    version=1,
-    places=frozenset({"decoder", "entry"}),
-    parameters=(
-        Parameter("seed", 0, "seed of the ranking; the sample's input ids are the other half of the key", low=0),
-        _QUOTA,
-    ),
-    needs_attention=False,
-    implementation="scheduler_search.reducers.random:RandomRank",
-    source="baseline of seed 001",
-)
-
-_POOLING = Declaration(
-    name="pooling",
-    version=1,
-    places=frozenset({"entry"}),
-    parameters=(_KEEP_POSITIONS,),
-    needs_attention=False,
-    implementation="scheduler_search.reducers.pooling:AveragePooling",
-    source="baseline of seed 001: average pooling of neighbouring patches, to the promised count",
-)
-
-_DECLARATIONS = {declaration.name: declaration for declaration in (_ATTENTION_RANK, _FASTV, _RANDOM, _POOLING)}
+_VERSIONS: dict[str, dict[int, Declaration]] = {}
+for _declaration in _ALL:
+    _VERSIONS.setdefault(_declaration.name, {})[_declaration.version] = _declaration
 
 
 def declarations() -> tuple[Declaration, ...]:
-    """All declared rules, by name."""
-    return tuple(_DECLARATIONS[name] for name in sorted(_DECLARATIONS))
+    """The newest version of every declared rule, by name."""
+    return tuple(declaration_of(name) for name in sorted(_VERSIONS))
 
 
 def declaration_of(name: str, version: int | None = None) -> Declaration:
-    """The declaration of a rule; RuleError with the nearest name, or with the known version, where there is none."""
-    declaration = _DECLARATIONS.get(name)
-    if declaration is None:
-        near = difflib.get_close_matches(name, _DECLARATIONS, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known rules: {', '.join(sorted(_DECLARATIONS))}"
+    """The declaration of a rule, the newest by default; RuleError with the nearest name, or with the known versions."""
+    versions = _VERSIONS.get(name)
+    if versions is None:
+        remedy = nearest(name, _VERSIONS) or f"known rules: {', '.join(sorted(_VERSIONS))}"
         raise RuleError("a rule must be a known one", actual=repr(name), remedy=remedy)
-    if version is not None and version != declaration.version:
-        raise RuleError(f"rule {name!r} is known in version {declaration.version}", actual=f"version {version}")
-    return declaration
+    if version is not None and version not in versions:
+        known = " and ".join(str(one) for one in sorted(versions))
+        raise RuleError(f"rule {name!r} is known in version {known}", actual=f"version {version}")
+    return versions[max(versions) if version is None else version]
 
 
 def make_rule(name: str, parameters: Mapping[str, ParameterValue] | None = None, *, version: int | None = None) -> Rule:

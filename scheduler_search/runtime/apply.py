@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from scheduler_search.errors import ScheduleMismatchError, UnsupportedError
+from scheduler_search.reducers.load import load_reducer
 from scheduler_search.runtime.families import Family, family_of
 from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify
 from scheduler_search.runtime.prefix import PrefixRun
 from scheduler_search.runtime.refusals import check_model
-from scheduler_search.runtime.rules import load_reducer
 from scheduler_search.schedule.values import ModelIdentity, Reduction, Schedule
 
 if TYPE_CHECKING:
@@ -82,8 +82,8 @@ def _apply(model: nn.Module, reduction: Reduction, prefix: PrefixRun | None) -> 
         raise _wrong_depth(len(reduction.keep_rates), layers, type(model).__name__)
     _check_unhooked(model, family)
     check_model(model, family, reduction)
-    entry = None if reduction.entry_rule is None else load_reducer(reduction.entry_rule)
-    return ScheduleHandle(model, family, reduction, entry, load_reducer(reduction.rule), prefix)
+    entry = None if reduction.entry_rule is None else load_reducer(reduction.entry_rule, "entry")
+    return ScheduleHandle(model, family, reduction, entry, load_reducer(reduction.rule, "decoder"), prefix)
 
 
 def _resolve(schedule: Schedule | ScheduleDocument | str | Path) -> Schedule:

@@ -179,7 +179,7 @@ class ScheduleHandle:
 
         Where the attention has its sliding window from elsewhere than the mask, also of the layers that are reduced.
         """
-        ranks = self._decoder.attention is not None
+        ranks = self._decoder.reads.layer
         watched = self._first if pads_alone(self._implementation) else len(self._layers)
         rates = (*self.reduction.keep_rates, 1.0)
         return {

@@ -9,12 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from scheduler_search.errors import UnsupportedError
-from scheduler_search.reducers import AttentionQuery, Prompt, Reducer, Tokens, reduce_tokens
-from scheduler_search.reducers.attention import attention_scores, query_rows
+from scheduler_search.reducers import Prompt, Reducer, Tokens, reduce_tokens
 from scheduler_search.runtime.cache import LogicalDynamicLayer, prepare_cache
 from scheduler_search.runtime.layout import (
     Kept,
@@ -29,6 +27,8 @@ from scheduler_search.runtime.layout import (
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefix import Prefix, PrefixRun, held_layers, kept_on, to_device
 from scheduler_search.runtime.refusals import check_window
+from scheduler_search.runtime.rows import RowReader
+from scheduler_search.runtime.seen import Seen, look
 from scheduler_search.runtime.tap import AttentionInputs
 
 LayerArguments = tuple[torch.Tensor, dict[str, Any]]
@@ -88,9 +88,9 @@ class Prefill:
         self.entry, self.decoder = entry, decoder
         self.kept: Kept | None = None
         self.slots = [prompt.slots] * len(plan.counts)
-        self._attention: torch.Tensor | None = None
+        self._seen: Seen | None = None
         self._vision: torch.Tensor | None = None
-        self._query: _Query | None = None
+        self._rows = RowReader(prompt)
         self._keep: torch.Tensor | None = None
         self._memo = Memo()
 
@@ -113,29 +113,19 @@ class Prefill:
         return hidden, self._cut(arguments, self.kept)
 
     def wants_attention(self, layer: int) -> bool:
-        """Whether the attention of this layer ranks tokens for the next."""
+        """Whether the rule reads the attention of this layer, in front of the next."""
         captured = self.prefix is not None and self.prefix.capture == layer + 1
-        return self.decoder.attention is not None and (captured or self.plan.chooses_at(layer + 1))
+        return self.decoder.reads.layer and (captured or self.plan.chooses_at(layer + 1))
 
     def take_attention(self, layer: int, inputs: AttentionInputs) -> None:
         """Score the tokens of a layer whose attention is about to run."""
         if self.masks.padding and self.kept is not None:
             check_window(inputs.window, int(self.prompt.real.sum(axis=1).max()), layer)
-        query = self.decoder.attention
-        if query is None or not self.wants_attention(layer):
-            return
-        rows, weights = self._query_rows(query, inputs.query.device)
-        self._attention = attention_scores(
-            inputs.query,
-            inputs.key,
-            inputs.mask,
-            rows,
-            weights,
-            scaling=inputs.scaling,
-            heads=query.heads,
-            softcap=inputs.softcap,
-            window=inputs.window if self.masks.padding else None,
-        )
+        if self.wants_attention(layer):
+            reads = self.decoder.reads
+            device, counts = inputs.query.device, self.plan.counts[layer]
+            rows, weights = self._rows.at(reads.rows or "last", self.kept, self._vision, counts, device)
+            self._seen = look(reads, inputs, rows, weights, padding=self.masks.padding)
 
     # -- prefixes
 
@@ -145,12 +135,13 @@ class Prefill:
         if layer == run.capture:
             self.captured = self._capture(run, layer, hidden, cache)
         if not self.plan.chooses_at(layer):
-            self._attention = None  # it was computed for others
+            self._seen = None  # it was computed for others
 
     def _resume(self, start: Prefix, device: torch.device) -> None:
         """Be where the prefix was made."""
         self.kept = kept_on(start.kept, device)
-        self._vision, self._attention = to_device(start.vision, device), to_device(start.attention, device)
+        self._vision = to_device(start.vision, device)
+        self._seen = None if start.seen is None else start.seen.to(device)
         if self._vision is not None:
             self._keep = torch.tensor(self.plan.counts, device=device)
         self.slots[: start.layer] = start.slots
@@ -162,7 +153,7 @@ class Prefill:
             counts=self.plan.counts[:layer],
             prompt=replace(self.prompt, _memo={}),
             hidden=hidden,
-            attention=self._attention,
+            seen=self._seen,
             vision=self._vision,
             kept=self.kept,
             slots=tuple(self.slots[:layer]),
@@ -175,15 +166,17 @@ class Prefill:
         tokens = self._tokens(layer, hidden)
         if self.plan.chooses_at(layer):
             reducer = self._reducer(layer)
-            if reducer.attention is not None and tokens.attention is None:
+            if reducer.reads.layer and layer and self._seen is None:
                 raise UnsupportedError(
                     "the attention that ranks the tokens must pass through the tap",
                     place=f"decoder layer {layer}",
                     remedy="do not replace attention functions or their implementation while a schedule is applied",
                 )
-            stay, hidden = reduce_tokens(reducer, tokens)
+            reduced = reduce_tokens(reducer, tokens)
+            stay, hidden = reduced.kept, reduced.hidden
         else:  # each sample keeps all of its tokens, or none
             stay = tokens.vision & (tokens.keep > 0)[:, None]
+        self._seen = None
         return self._compact(layer, hidden, stay, tokens)
 
     def _reducer(self, layer: int) -> Reducer:
@@ -201,10 +194,18 @@ class Prefill:
             position = torch.arange(self.prompt.slots, device=device).expand(self.prompt.samples, -1)
         else:
             position = self.kept.position.to(device)
-        attention, self._attention = to_device(self._attention, device), None
-        counts = self.plan.counts[layer]
-        keep = self._keep[layer].to(device)
-        return Tokens(hidden, self._vision.to(device), position, attention, keep, counts, self.prompt)
+        seen = Seen() if self._seen is None else self._seen.to(device)
+        return Tokens(
+            hidden=hidden,
+            vision=self._vision.to(device),
+            position=position,
+            attention=seen.attention,
+            keep=self._keep[layer].to(device),
+            counts=self.plan.counts[layer],
+            prompt=self.prompt,
+            rows=seen.rows,
+            keys=seen.keys,
+        )
 
     def _compact(self, layer: int, hidden: torch.Tensor, kept: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """Squeeze out dropped tokens, padding and old fillers; fillers are zero, since 0 x NaN would be NaN."""
@@ -248,55 +249,6 @@ class Prefill:
         if positions is not None:
             cut["position_ids"] = self._memo.get(lambda: gather_positions(positions, kept.position), kept, positions)
         return cut
-
-    def _query_rows(self, query: AttentionQuery, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Present slots [B, R] of the query rows and their weights [B, R]; R and the weights are known to the host."""
-        if self._query is None:
-            self._query = _Query.of(self.prompt, query)
-        asked = self._query = self._query.to(device)
-        if asked.from_end is not None:  # compaction is to the right: they are where they were, seen from the end
-            slots = self.prompt.slots if self.kept is None else self.kept.slots
-            return slots - asked.from_end, asked.weights
-        present, weights = asked.marked, asked.weights
-        if self.kept is not None:
-            present = self._real(gather_tokens(present, self.kept.position, 1))
-        order = torch.argsort((~present).to(torch.int8), dim=1, stable=True)
-        # Where a sample has fewer rows than R, its first fills up: the row of a padding slot could see nothing at all.
-        return torch.where(weights > 0, order[:, : weights.shape[1]], order[:, :1]), weights
-
-
-@dataclass(frozen=True)
-class _Query:
-    """Where the query rows of a prompt are.
-
-    Args:
-        marked: [B, S0] bool.
-        weights: [B, R], 1 / the sample's rows, 0 where it has fewer than R.
-        from_end: [B, R] int64, distance of each row from the end of the prompt, its first row filling up; None if
-            something behind a row may be squeezed out (vision tokens, right padding), so that it would change.
-    """
-
-    marked: torch.Tensor
-    weights: torch.Tensor
-    from_end: torch.Tensor | None
-
-    @classmethod
-    def of(cls, prompt: Prompt, query: AttentionQuery) -> _Query:
-        marked = query_rows(prompt, query.rows)
-        counts = marked.sum(axis=1, keepdims=True)
-        weights = (np.arange(counts.max()) < counts) / counts
-        order = np.argsort(~marked, axis=1, kind="stable")
-        rows = np.where(weights > 0, order[:, : weights.shape[1]], order[:, :1])
-        settled = (prompt.real & ~prompt.vision) | (np.arange(prompt.slots) < rows[:, :1])
-        from_end = torch.from_numpy(prompt.slots - rows) if settled.all() else None
-        return cls(torch.from_numpy(marked), torch.from_numpy(weights), from_end)
-
-    def to(self, device: torch.device) -> _Query:
-        """The same on a device; itself if it is there."""
-        if self.marked.device == device:
-            return self
-        from_end = None if self.from_end is None else self.from_end.to(device)
-        return _Query(self.marked.to(device), self.weights.to(device), from_end)
 
 
 class Continuation:

@@ -23,6 +23,7 @@ from scheduler_search.reducers import Prompt
 from scheduler_search.runtime.layout import Kept
 from scheduler_search.runtime.placement import execution_device
 from scheduler_search.runtime.plan import Plan
+from scheduler_search.runtime.seen import Seen
 from scheduler_search.schedule.values import Reduction
 
 
@@ -46,7 +47,7 @@ class Prefix:
         counts: ``counts[l][sample]`` vision tokens at the input of each layer before ``layer``.
         prompt: the batch.
         hidden: [B, M, D].
-        attention: [B, M] of the layer before, as the rule asks for it; None for rules that do not ask.
+        seen: what the rule reads of the layer before; None for rules that read nothing of it.
         vision: [B, M] bool, vision tokens that are left; None while nothing was dropped.
         kept: the prompt tokens that are left; None while nothing was dropped.
         slots: M at each layer before ``layer``.
@@ -58,7 +59,7 @@ class Prefix:
     counts: tuple[tuple[int, ...], ...]
     prompt: Prompt
     hidden: torch.Tensor
-    attention: torch.Tensor | None
+    seen: Seen | None
     vision: torch.Tensor | None
     kept: Kept | None
     slots: tuple[int, ...]
@@ -73,7 +74,7 @@ class Prefix:
         return replace(
             self,
             hidden=self.hidden.to(device),
-            attention=to_device(self.attention, device),
+            seen=None if self.seen is None else self.seen.to(device),
             vision=to_device(self.vision, device),
             kept=kept_on(self.kept, device),
             cache=None if self.cache is None else tuple(_move_held(held, device) for held in self.cache),
@@ -82,7 +83,8 @@ class Prefix:
     @property
     def bytes(self) -> int:
         """Memory of its tensors and of the prompt."""
-        tensors = [self.hidden, self.attention, self.vision, *_parts(self.kept)]
+        seen = () if self.seen is None else self.seen.tensors
+        tensors = [self.hidden, *seen, self.vision, *_parts(self.kept)]
         for held in self.cache or ():
             tensors += [held.keys, held.values]
         kept = {id(held.kept): held.kept for held in self.cache or () if held.kept is not self.kept}

@@ -39,9 +39,9 @@ class PromptReader:
 
     def __init__(self, family: Family, config: Any, rules: tuple[Reducer, ...]) -> None:
         self._family, self._config = family, config
-        self._needs_grids = any(rule.needs_grids for rule in rules)
-        self._needs_images = any(rule.needs_images for rule in rules)
-        self._needs_ids = any(rule.needs_ids for rule in rules)
+        self._needs_grids = any(rule.reads.grids for rule in rules)
+        self._needs_images = any(rule.reads.images or rule.per_image for rule in rules)
+        self._needs_ids = any(rule.reads.ids for rule in rules)
 
     def read(self, arguments: Mapping[str, Any], asked: Asked) -> Prompt:
         """The prompt of a pass whose arguments have ``input_ids``, or embeddings that ``asked.vision`` describes.

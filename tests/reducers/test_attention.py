@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from scheduler_search.reducers import Prompt
-from scheduler_search.reducers.attention import AttentionRank, LastRowRank, attention_scores, query_rows
-from scheduler_search.rule import make_rule
+from scheduler_search.reducers.attention import Options, attention_matrix, attention_scores, query_rows
+from scheduler_search.rule import declaration_of, make_rule
 
 B, H, SHARED, S, E = 2, 4, 2, 9, 8
 
@@ -43,17 +43,38 @@ def test_scores_are_rows_of_the_full_matrix(states, heads, form, softcap):
     }[form]
     rows, weights = torch.tensor([[6, 7, 8], [8, 8, 8]]), torch.tensor([[1 / 3] * 3, [1.0, 0, 0]])
     scaling = 1 / math.sqrt(E)
-    found = attention_scores(query, key, given, rows, weights, scaling=scaling, heads=heads, softcap=softcap)
+    options = Options(scaling, heads, softcap)
+    found = attention_scores(query, key, given, rows, weights, options)
     matrix = full_attention(query, key, mask, scaling, softcap)
     by_row = {"mean": matrix.mean(1), "sum": matrix.sum(1), "max": matrix.max(1).values}[heads]
     expected = torch.stack([by_row[0, 6:9].mean(0), by_row[1, 8]])
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
+    each = attention_matrix(query, key, given, rows, options)
+    torch.testing.assert_close(each[0].double(), by_row[0, 6:9], atol=1e-6, rtol=0)
+    torch.testing.assert_close(each[1, 0].double(), by_row[1, 8], atol=1e-6, rtol=0)
+
+
+def test_many_rows_are_read_in_pieces(states, monkeypatch):
+    query, key = states
+    rows = torch.arange(S).expand(B, S)
+    weights, options = torch.full((B, S), 1 / S), Options(0.3)
+    whole = (
+        attention_scores(query, key, None, rows, weights, options),
+        attention_matrix(query, key, None, rows, options),
+    )
+    monkeypatch.setattr("scheduler_search.reducers.attention._MOST_LOGITS", B * H * S * 2)
+    pieces = (
+        attention_scores(query, key, None, rows, weights, options),
+        attention_matrix(query, key, None, rows, options),
+    )
+    torch.testing.assert_close(pieces[0], whole[0])
+    torch.testing.assert_close(pieces[1], whole[1])
 
 
 def test_low_precision_states_are_scored_in_float32(states):
     query, key = (part.to(torch.bfloat16) for part in states)
     rows, weights = torch.tensor([[8], [8]]), torch.ones(2, 1)
-    found = attention_scores(query, key, None, rows, weights, scaling=0.3)
+    found = attention_scores(query, key, None, rows, weights, Options(0.3))
     assert found.dtype == torch.float32
     expected = full_attention(query, key, CAUSAL, 0.3).mean(1)[:, 8]
     torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=0)
@@ -77,6 +98,10 @@ def prompt(*rows: str) -> Prompt:
         ("..tttttt", "instruction", "..xxxxxx"),
         ("tvvtt...", "instruction", "...xx..."),
         ("tvvtt...", "last", "....x..."),
+        ("..tvvtvt", "last-vision", "......x."),
+        ("..tvvtvt", "vision", "...xx.x."),
+        ("..tvvtvt", "every", "..xxxxxx"),
+        ("..tttttt", "vision", ".......x"),
     ],
 )
 def test_query_rows(text, rows, expected):
@@ -84,7 +109,11 @@ def test_query_rows(text, rows, expected):
 
 
 def test_the_rules_name_their_slices():
-    rank = AttentionRank(make_rule("attention-rank", {"query_rows": "all", "head_reduction": "max"}))
-    assert (rank.attention.rows, rank.attention.heads) == ("all", "max")
-    last = LastRowRank(make_rule("fastv"))
-    assert (last.attention.rows, last.attention.heads) == ("last", "mean")
+    def reads(name, parameters):
+        rule = make_rule(name, parameters)
+        return declaration_of(name).stages["decoder"].reads(rule)
+
+    rank = reads("attention-rank", {"query_rows": "all", "head_reduction": "max"})
+    assert (rank.rows, rank.heads) == ("all", "max")
+    last = reads("fastv", {})
+    assert (last.rows, last.heads) == ("last", "mean")

@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from scheduler_search.reducers import Grid, Prompt, Tokens, reduce_tokens
-from scheduler_search.reducers.pooling import AveragePooling, pool_grid, pool_images, share_regions
+from scheduler_search.reducers.load import load_reducer
+from scheduler_search.reducers.pooling import pool_grid, pool_images, share_regions
 from scheduler_search.rule import make_rule
+
+
+def reduced(tokens):
+    result = reduce_tokens(load_reducer(make_rule("pooling"), "entry"), tokens)
+    return result.kept, result.hidden
+
 
 SIDES = st.integers(1, 12)
 GRIDS = st.builds(Grid, SIDES, SIDES)
@@ -34,7 +41,7 @@ def test_a_grid_is_cut_into_exactly_n_near_equal_rectangles(grid, data):
 def test_whole_kernels_are_average_pooling(rows, columns, kernel):
     grid = Grid(rows * kernel, columns * kernel)
     tokens = tokens_of([(grid,)], [rows * columns])
-    kept, hidden = reduce_tokens(AveragePooling(make_rule("pooling")), tokens)
+    kept, hidden = reduced(tokens)
     image = tokens.hidden[0, 2:-2].T.reshape(1, -1, grid.height, grid.width)
     expected = F.avg_pool2d(image, kernel).flatten(2)[0].T
     torch.testing.assert_close(hidden[0][kept[0]], expected, atol=1e-6, rtol=0)
@@ -76,9 +83,8 @@ def tokens_of(images: list[tuple[Grid, ...]], counts: list[int]) -> Tokens:
 @given(st.lists(st.lists(GRIDS, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3), st.data())
 def test_counts_are_exact_mass_is_kept_and_a_batch_is_its_samples(images, data):
     counts = [data.draw(st.integers(0, sum(grid.tokens for grid in grids))) for grids in images]
-    rule = AveragePooling(make_rule("pooling"))
     tokens = tokens_of(images, counts)
-    kept, hidden = reduce_tokens(rule, tokens)
+    kept, hidden = reduced(tokens)
     assert kept.sum(1).tolist() == counts
     assert torch.equal(hidden[~kept], tokens.hidden[~kept])
     for row, grids in enumerate(images):
@@ -92,14 +98,14 @@ def test_counts_are_exact_mass_is_kept_and_a_batch_is_its_samples(images, data):
         alone = tokens_of([grids], [counts[row]])
         length = alone.hidden.shape[1]
         alone = replace(alone, hidden=tokens.hidden[row : row + 1, -length:])
-        alone_kept, alone_hidden = reduce_tokens(rule, alone)
+        alone_kept, alone_hidden = reduced(alone)
         assert torch.equal(alone_kept[0], kept[row, -length:])
         torch.testing.assert_close(alone_hidden[0], hidden[row, -length:], atol=1e-12, rtol=0)
 
 
 def test_more_images_than_tokens():
     tokens = tokens_of([(Grid(2, 2), Grid(2, 2), Grid(2, 2))], [2])
-    kept, hidden = reduce_tokens(AveragePooling(make_rule("pooling")), tokens)
+    kept, hidden = reduced(tokens)
     assert int(kept.sum()) == 2
     expected = torch.stack([tokens.hidden[0, 2:6].mean(0), tokens.hidden[0, 6:10].mean(0)])
     torch.testing.assert_close(hidden[0][kept[0]], expected)
@@ -113,6 +119,6 @@ def test_the_stand_in_is_the_central_patch(count, stand_ins):
 def test_averages_of_bfloat16_are_rounded_once():
     tokens = tokens_of([(Grid(6, 6),)], [4])
     low = replace(tokens, hidden=tokens.hidden.to(torch.bfloat16))
-    kept, hidden = reduce_tokens(AveragePooling(make_rule("pooling")), low)
+    kept, hidden = reduced(low)
     image = low.hidden[0, 2:-2].float().T.reshape(1, 3, 6, 6)
     assert torch.equal(hidden[0][kept[0]], F.avg_pool2d(image, 3).flatten(2)[0].T.to(torch.bfloat16))

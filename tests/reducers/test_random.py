@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler_search.reducers import Prompt, Tokens, reduce_tokens
-from scheduler_search.reducers.random import RandomRank, random_ranking
+from scheduler_search.reducers.load import load_reducer
+from scheduler_search.reducers.random import random_ranking
 from scheduler_search.rule import make_rule
 
 IDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=20).map(lambda ids: np.array(ids, dtype=np.int64))
@@ -52,15 +53,15 @@ def batch_of(ids: list[list[int]], image: int, keep: list[int]) -> Tokens:
 
 @given(st.lists(st.integers(3, 9), min_size=0, max_size=4), st.integers(1, 20), st.data())
 def test_alone_and_in_a_batch_and_nested(text, tokens, data):
-    rule = RandomRank(make_rule("random"))
+    rule = load_reducer(make_rule("random"), "decoder")
     sample = [*text, *[90] * tokens, 5]
     more = data.draw(st.integers(0, tokens))
     fewer = data.draw(st.integers(0, more))
     longer = [7] * 6 + sample
     together = batch_of([longer, sample], 90, [1, more])
-    kept = reduce_tokens(rule, together)[0][1, -len(sample) :]
-    alone = reduce_tokens(rule, batch_of([sample], 90, [more]))[0][0]
+    kept = reduce_tokens(rule, together).kept[1, -len(sample) :]
+    alone = reduce_tokens(rule, batch_of([sample], 90, [more])).kept[0]
     assert torch.equal(kept, alone)
-    nested = reduce_tokens(rule, batch_of([sample], 90, [fewer]))[0][0]
+    nested = reduce_tokens(rule, batch_of([sample], 90, [fewer])).kept[0]
     assert not (nested & ~alone).any()
     assert int(nested.sum()) == fewer

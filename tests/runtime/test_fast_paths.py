@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from scheduler_search.reducers import AttentionQuery, Prompt
+from scheduler_search.reducers import Prompt
 from scheduler_search.runtime import apply_reduction
 from scheduler_search.runtime.layout import Kept, gather_tokens
-from scheduler_search.runtime.plan import Plan
-from scheduler_search.runtime.prefill import Masks, Prefill, _Query
-from scheduler_search.runtime.rules import load_reducer
+from scheduler_search.runtime.rows import RowReader, _TextRows
 from tests.runtime import tiny
 
 
@@ -19,10 +17,6 @@ def prompt_of(*samples: str) -> Prompt:
     """``.`` is padding, ``v`` a vision token, ``t`` text."""
     marks = np.array([list(sample) for sample in samples])
     return Prompt(np.ones(marks.shape, np.int64), marks != ".", marks == "v")
-
-
-def query(rows: str) -> AttentionQuery:
-    return AttentionQuery(rows, "mean")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -37,20 +31,19 @@ def query(rows: str) -> AttentionQuery:
     ],
 )
 def test_rows_are_counted_from_the_end_where_nothing_behind_them_can_go(samples, rows, fast):
-    assert (_Query.of(prompt_of(*samples), query(rows)).from_end is not None) == fast
+    assert (_TextRows.of(prompt_of(*samples), rows).from_end is not None) == fast
 
 
 @pytest.mark.parametrize("rows", ["instruction", "last"])
 def test_rows_from_the_end_equal_rows_that_are_looked_up(rows):
     prompt = prompt_of("ttvvvttt", "..tvvvtt", ".....ttt")
-    decoder = load_reducer(tiny.reduction().rule)
-    state = Prefill(prompt, Plan.of((1.0, 0.5), prompt.vision_tokens), None, decoder, Masks(None))
+    reader, device = RowReader(prompt), torch.device("cpu")
     cuts = (None, Kept(torch.tensor([[0, 1, 4, 5, 6, 7], [1, 2, 3, 4, 6, 7], [0, 1, 2, 5, 6, 7]]), _valid(), 8))
     for kept in cuts:
-        state.kept, state._query = kept, _Query.of(prompt, query(rows))
-        found, weights = state._query_rows(query(rows), torch.device("cpu"))
-        state._query = replace(state._query, from_end=None)
-        expected, expected_weights = state._query_rows(query(rows), torch.device("cpu"))
+        reader._text = _TextRows.of(prompt, rows)
+        found, weights = reader.at(rows, kept, None, (), device)
+        reader._text = replace(reader._text, from_end=None)
+        expected, expected_weights = reader.at(rows, kept, None, (), device)
         assert torch.equal(found, expected)
         assert torch.equal(weights, expected_weights)
 

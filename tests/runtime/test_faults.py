@@ -6,15 +6,16 @@ not a check of its own. Every fault is the smallest of its kind: one position, o
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from scheduler_search.reducers import quota
-from scheduler_search.reducers.attention import AttentionRank
+from scheduler_search.reducers import Reduced, attention, quota
 from scheduler_search.runtime import layout, plan, prefill, prompts
+from scheduler_search.runtime import rows as row_reading
 from scheduler_search.runtime.cache import LogicalDynamicLayer
 from scheduler_search.runtime.families import Family
 from scheduler_search.runtime.tap import AttentionTap
@@ -102,18 +103,18 @@ def an_earlier_layer_ranks(patch: Patch) -> None:
     take = prefill.Prefill.take_attention
 
     def wrong(self: prefill.Prefill, layer: int, inputs: Any) -> None:
-        if self.plan.chooses_at(layer + 2) and self._attention is None:
+        if self.plan.chooses_at(layer + 2) and self._seen is None:
             with pytest.MonkeyPatch.context() as inner:
                 inner.setattr(prefill.Prefill, "wants_attention", lambda *_: True)
                 take(self, layer, inputs)
-        elif self._attention is None:
+        elif self._seen is None:
             take(self, layer, inputs)
 
     patch.setattr(prefill.Prefill, "take_attention", wrong)
 
 
 def the_worst_are_kept(patch: Patch) -> None:
-    patch.setattr(AttentionRank, "filter", lambda _self, tokens: tokens.attention)
+    patch.setattr(attention, "least_attended", lambda tokens, _rule: tokens.attention)
 
 
 def one_query_row_missing(patch: Patch) -> None:
@@ -128,18 +129,19 @@ def padding_asks(patch: Patch) -> None:
 
 
 def _change_rows(patch: Patch, change: Callable[[Any, Any], Any]) -> None:
-    rows = prefill.query_rows
-    patch.setattr(prefill, "query_rows", lambda prompt, kind: change(prompt, rows(prompt, kind)))
+    rows = row_reading.query_rows
+    patch.setattr(row_reading, "query_rows", lambda prompt, kind: change(prompt, rows(prompt, kind)))
 
 
 def everybody_keeps_what_the_first_keeps(patch: Patch) -> None:
     """One choice for the whole batch, where the samples allow it."""
     reduce = prefill.reduce_tokens
 
-    def wrong(reducer: Any, tokens: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        kept, hidden = reduce(reducer, tokens)
-        fits = (kept[:1] & tokens.vision).sum(1) == tokens.keep
-        return torch.where(fits[:, None], kept[:1] & tokens.vision, kept), hidden
+    def wrong(reducer: Any, tokens: Any) -> Reduced:
+        reduced = reduce(reducer, tokens)
+        first = reduced.kept[:1] & tokens.vision
+        fits = first.sum(1) == tokens.keep
+        return replace(reduced, kept=torch.where(fits[:, None], first, reduced.kept))
 
     patch.setattr(prefill, "reduce_tokens", wrong)
 

@@ -13,10 +13,10 @@ from transformers import DynamicCache
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers.attention import query_rows
+from scheduler_search.reducers.load import load_reducer
 from scheduler_search.runtime import apply_reduction
 from scheduler_search.runtime.families import family_of
 from scheduler_search.runtime.prompts import Asked, PromptReader
-from scheduler_search.runtime.rules import load_reducer
 from tests.runtime.reference_mask import MaskedReference
 from tests.runtime.tiny import IMAGE, PAD, RATES, TOKENS, VOCABULARY, batch, generate, quick_first, reduction
 
@@ -86,7 +86,7 @@ def test_without_a_cache(model_of, attention, applied):
 def test_a_generated_image_token_is_text(model_of):
     """A model may generate the id that stands for vision tokens; nothing is counted or ranked by it."""
     model, ids = model_of("llama", "sdpa"), batch("single")["input_ids"]
-    rules = (load_reducer(reduction(quota="per-image").rule),)
+    rules = (load_reducer(reduction(quota="per-image").rule, "decoder"),)
     reader = PromptReader(family_of(model), model.config, rules)
     longer = torch.cat([ids, torch.full((1, 2), IMAGE), torch.full((1, 1), 7)], dim=1)
     prompt = reader.read({"input_ids": longer}, Asked(generates=True, slots=ids.shape[1]))

@@ -1,0 +1,22 @@
+"""Parameters that many rules share, so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from scheduler_search.rule.declaration import HeadReduction, Parameter, Rule
+
+HEADS = Parameter("head_reduction", "mean", "how the attention heads are combined", choices=("mean", "max", "sum"))
+PREVIOUS = Parameter("score_layer", "previous", "the layer whose attention ranks the tokens", choices=("previous",))
+POSITIONS = Parameter("positions", "keep", "whether kept tokens keep their rotary positions", choices=("keep",))
+QUOTA = Parameter(
+    "quota",
+    "pooled",
+    "whether the images of a sample share one ranking, or each keeps its share of the tokens and is ranked by itself",
+    choices=("pooled", "per-image"),
+)
+
+
+def heads_of(rule: Rule) -> HeadReduction:
+    """The value of ``HEADS``."""
+    return cast(HeadReduction, rule.parameter("head_reduction"))
