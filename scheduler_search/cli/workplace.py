@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 
 from scheduler_search.cli.executors import Executors
-from scheduler_search.cli.progress import watch
 from scheduler_search.cli.workers import WorkerNews
 from scheduler_search.errors import ClusterError
 
@@ -76,6 +75,9 @@ class Workplace:
     @contextmanager
     def watch(self, database: StudyDatabase, study: StudyRecord, algorithm: Algorithm) -> Iterator[Listener]:
         """A listener for the run of the study that was loaded last: to the terminal, and of its workers to the log."""
+        # It knows the events of the search, and with them torch: commands of the queue have no need of it.
+        from scheduler_search.cli.progress import watch
+
         with (
             self._doubting(),
             watch(self._console, study.name, algorithm.stages) as display,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.cli.test_bad_input import STUDY
 
 # What a serving process does not install. (transformers itself installs typer and rich.)
 EXTRAS = ("optuna", "botorch", "gpytorch", "sqlalchemy", "alembic", "psycopg", "ray", "matplotlib")
@@ -20,8 +23,10 @@ sys.meta_path.insert(0, Block())
 """
 
 
-def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
+def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def test_help_imports_no_torch() -> None:
@@ -38,6 +43,24 @@ assert not heavy, heavy
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert "launch" in done.stdout
+
+
+@pytest.mark.slow
+def test_commands_of_the_queue_import_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(STUDY)
+    code = """
+import sys
+from scheduler_search.cli import app
+for arguments in ("submit bad.toml", "list", "logs bad", "status", "cancel bad", "retry bad"):
+    try:
+        app(["--database", "sqlite:///study.db", *arguments.split()])
+    except SystemExit as stopped:
+        assert not stopped.code, arguments
+heavy = {"torch", "ray", "transformers", "optuna", "botorch", "scipy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_import_is_light() -> None:
