@@ -6,6 +6,7 @@ its three stages and what they read; and its source. Does not know: tensors. The
 """
 
 from scheduler_search.rule.declaration import (
+    PLACES,
     Declaration,
     HeadReduction,
     Parameter,
@@ -19,6 +20,7 @@ from scheduler_search.rule.declaration import (
 from scheduler_search.rule.registry import declaration_of, declarations, make_rule
 
 __all__ = [
+    "PLACES",
     "Declaration",
     "HeadReduction",
     "Parameter",

@@ -162,6 +162,11 @@ class Declaration:
         stages: of each place; ``entry`` is between the vision tower and the first decoder layer.
         source: paper, section and equation.
         follows: where the published code differs from the paper, and which of the two this is; empty if they agree.
+        default_places: where a study uses the rule when its ``[rule]`` section names no place; left out, the first of
+            decoder, entry and tower at which the rule acts.
+
+    Raises:
+        RuleError: a default place at which the rule has no stages.
     """
 
     name: str
@@ -170,6 +175,16 @@ class Declaration:
     parameters: tuple[Parameter, ...]
     source: str
     follows: str = ""
+    default_places: tuple[Place, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Put the default places in order, and refuse one without stages."""
+        for place in self.default_places:
+            if place not in self.stages:
+                actual = f"{place!r} of rule {self.name!r}"
+                raise RuleError("a default place of a rule must be one where it acts", actual=actual)
+        chosen = self.default_places or self.places[-1:]
+        object.__setattr__(self, "default_places", tuple(place for place in PLACES if place in chosen))
 
     @property
     def places(self) -> tuple[Place, ...]:

@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule import Declaration, declaration_of, declarations, make_rule
+from scheduler_search.rule import Declaration, Place, Stages, declaration_of, declarations, make_rule
 
 
 def test_defaults_are_written_out() -> None:
@@ -37,6 +37,31 @@ def test_every_rule_is_implemented(declaration: Declaration) -> None:
             if stage is not None:
                 module, _, function = stage.partition(".")
                 assert getattr(importlib.import_module(f"scheduler_search.reducers.{module}"), function).__doc__
+
+
+def _declared(acts: tuple[Place, ...], default: tuple[Place, ...] = ()) -> Declaration:
+    stages = dict.fromkeys(acts, Stages("random.at_random"))
+    return Declaration("made-up", 1, stages, (), "this test", default_places=default)
+
+
+@pytest.mark.parametrize(
+    ("acts", "default", "expected"),
+    [
+        (("decoder", "entry", "vision"), (), ("decoder",)),
+        (("entry", "vision"), (), ("entry",)),
+        (("vision",), (), ("vision",)),
+        (("decoder", "vision"), ("decoder", "vision"), ("vision", "decoder")),
+    ],
+)
+def test_where_a_study_uses_a_rule_by_default(
+    acts: tuple[Place, ...], default: tuple[Place, ...], expected: tuple[Place, ...]
+) -> None:
+    assert _declared(acts, default).default_places == expected
+
+
+def test_a_default_place_without_stages() -> None:
+    with pytest.raises(RuleError, match="must be one where it acts, but got 'decoder' of rule 'made-up'"):
+        _declared(("entry",), ("decoder",))
 
 
 def test_an_unknown_rule_names_the_nearest() -> None:
