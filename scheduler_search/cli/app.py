@@ -195,6 +195,17 @@ def check(schedule: ScheduleFile) -> None:
 
 
 @app.command()
+def rules(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Name of a rule; all rules without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the rules that pick the tokens to drop, or show one: where it acts, its parameters, its source."""
+    from scheduler_search.cli.rules import print_rules
+
+    print_rules(name, as_json)
+
+
+@app.command()
 def submit(
     context: typer.Context,
     study_file: StudyFile,

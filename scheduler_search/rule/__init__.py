@@ -17,7 +17,7 @@ from scheduler_search.rule.declaration import (
     Rule,
     Stages,
 )
-from scheduler_search.rule.registry import declaration_of, declarations, make_rule
+from scheduler_search.rule.registry import declaration_of, declarations, make_rule, versions_of
 
 __all__ = [
     "PLACES",
@@ -33,4 +33,5 @@ __all__ = [
     "declaration_of",
     "declarations",
     "make_rule",
+    "versions_of",
 ]

@@ -38,6 +38,11 @@ def declaration_of(name: str, version: int | None = None) -> Declaration:
     return versions[max(versions) if version is None else version]
 
 
+def versions_of(name: str) -> tuple[int, ...]:
+    """The versions of a rule that schedules may name, the newest last; RuleError as from ``declaration_of``."""
+    return tuple(sorted(_VERSIONS[declaration_of(name).name]))
+
+
 def make_rule(name: str, parameters: Mapping[str, ParameterValue] | None = None, *, version: int | None = None) -> Rule:
     """A rule by name, with defaults written out.
 

@@ -29,20 +29,22 @@ def python(code: str, folder: Path | None = None) -> subprocess.CompletedProcess
     )
 
 
-def test_help_imports_no_torch() -> None:
+def test_help_and_rules_import_no_torch() -> None:
     code = """
 import sys
 from scheduler_search.cli import app
-try:
-    app(["--help"])
-except SystemExit as stopped:
-    assert not stopped.code
+for arguments in (["--help"], ["rules"], ["rules", "random"]):
+    try:
+        app(arguments)
+    except SystemExit as stopped:
+        assert not stopped.code
 heavy = {"torch", "ray", "transformers", "optuna", "botorch", "sqlalchemy", "scipy", "numpy"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
     assert "launch" in done.stdout
+    assert "attention-rank" in done.stdout
 
 
 @pytest.mark.slow
