@@ -12,7 +12,7 @@ fewer tokens than its share, the next seats of the others are taken: the total s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -30,13 +30,24 @@ IntArray = npt.NDArray[np.int64]
 
 def seat_places(sizes: Sequence[int]) -> IntArray:
     """Place of every seat in the order in which seats are taken: [sum of sizes], the seats of the first image first."""
-    image = np.repeat(np.arange(len(sizes)), sizes)
-    seat = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0)
-    # Two different fractions are further apart than a double's rounding for up to 2^25 tokens; equal ones are equal.
-    value = (2 * seat + 1) / (2 * np.repeat(np.asarray(sizes, dtype=np.int64), sizes))
+    image, value = _seats(sizes)
     places = np.empty(len(value), dtype=np.int64)
     places[np.lexsort((image, value))] = np.arange(len(value))
     return places
+
+
+def seat_levels(sizes: Sequence[int]) -> IntArray:
+    """As ``seat_places``, but equal seats share a place: what decides between them is left open."""
+    levels: IntArray = np.unique(_seats(sizes)[1], return_inverse=True)[1]
+    return levels
+
+
+def _seats(sizes: Sequence[int]) -> tuple[IntArray, npt.NDArray[np.float64]]:
+    """The image of every seat, and (2j + 1) / 2N."""
+    image = np.repeat(np.arange(len(sizes)), sizes)
+    seat = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.zeros(0)
+    # Two different fractions are further apart than a double's rounding for up to 2^25 tokens; equal ones are equal.
+    return image, (2 * seat + 1) / (2 * np.repeat(np.asarray(sizes, dtype=np.int64), sizes))
 
 
 def image_shares(sizes: Sequence[int], count: int) -> tuple[int, ...]:
@@ -72,53 +83,60 @@ def spread_over_images(redundancy: torch.Tensor, tokens: Tokens) -> torch.Tensor
     Args:
         redundancy: [B, S] float; within an image, higher goes first.
     """
-    device = redundancy.device
-    seats = tokens.prompt.once((Seats, device), lambda: Seats.of(tokens.prompt).to(device))
-    image = seats.image.gather(1, tokens.position).masked_fill(~tokens.vision, seats.images)
-    order = least_redundant_first(redundancy, tokens.vision)
-    order = order.gather(1, image.gather(1, order).argsort(dim=1, stable=True))  # by image, and by redundancy within
-    ordered = image.gather(1, order)
-    present = torch.zeros_like(seats.first).scatter_add_(1, image, torch.ones_like(image))
-    start = present.cumsum(1) - present
-    seat = torch.arange(image.shape[1], device=image.device) - start.gather(1, ordered)
-    index = (seats.first.gather(1, ordered) + seat).clamp(max=seats.place.shape[1] - 1)
-    place = torch.empty_like(index).scatter_(1, order, seats.place.gather(1, index))
-    return place.to(torch.float32)  # exact: there are fewer than 2^24 seats
+    prompt, device = tokens.prompt, redundancy.device
+    seats = prompt.once((spread_over_images, device), lambda: Seats.of(_images(prompt)).to(device))
+    return seats.taken(redundancy, tokens).to(torch.float32)  # exact: there are fewer than 2^24 seats
+
+
+def _images(prompt: Prompt) -> IntArray:
+    if prompt.images is None:
+        raise ValueError("a quota per image needs Prompt.images")
+    return prompt.images
 
 
 @dataclass(frozen=True)
 class Seats:
-    """The seats of a batch.
+    """The seats of a batch, for images or other groups of vision tokens.
 
     Args:
-        image: [B, S0] image of each vision slot of the prompt, -1 for others.
-        place: [B, S0] place of each seat in its sample's order; an image's seats lie side by side.
-        first: [B, K + 1] first seat of each image in ``place``; the last column is for slots without an image.
+        group: [B, S0] group of each vision slot of the prompt, -1 for others.
+        place: [B, S0] place of each seat in its sample's order; a group's seats lie side by side.
+        first: [B, K + 1] first seat of each group in ``place``; the last column is for slots without a group.
     """
 
-    image: torch.Tensor
+    group: torch.Tensor
     place: torch.Tensor
     first: torch.Tensor
 
     @property
-    def images(self) -> int:
-        """K, the largest number of images of a sample."""
+    def groups(self) -> int:
+        """K, the largest number of groups of a sample."""
         return self.first.shape[1] - 1
 
     @classmethod
-    def of(cls, prompt: Prompt) -> Seats:
-        """Seats for the images of a prompt; ValueError if it does not know them."""
-        if prompt.images is None:
-            raise ValueError("a quota per image needs Prompt.images")
-        most = int(prompt.images.max(initial=-1)) + 1
-        place = np.zeros(prompt.images.shape, dtype=np.int64)
-        first = np.zeros((prompt.samples, most + 1), dtype=np.int64)
-        for sample, images in enumerate(prompt.images):
-            sizes = np.bincount(images[images >= 0], minlength=most)
-            place[sample, : sizes.sum()] = seat_places(sizes.tolist())
+    def of(cls, groups: IntArray, places: Callable[[Sequence[int]], IntArray] = seat_places) -> Seats:
+        """Seats for the ``groups`` [B, S0], from 0, -1 for slots that are in none; ``places`` orders their seats."""
+        most = int(groups.max(initial=-1)) + 1
+        place = np.zeros(groups.shape, dtype=np.int64)
+        first = np.zeros((len(groups), most + 1), dtype=np.int64)
+        for sample, row in enumerate(groups):
+            sizes = np.bincount(row[row >= 0], minlength=most)
+            place[sample, : sizes.sum()] = places(sizes.tolist())
             first[sample, 1:] = np.cumsum(sizes)
-        return cls(torch.from_numpy(prompt.images), torch.from_numpy(place), torch.from_numpy(first))
+        return cls(torch.from_numpy(groups), torch.from_numpy(place), torch.from_numpy(first))
 
     def to(self, device: torch.device) -> Seats:
         """The same on a device."""
-        return Seats(self.image.to(device), self.place.to(device), self.first.to(device))
+        return Seats(self.group.to(device), self.place.to(device), self.first.to(device))
+
+    def taken(self, redundancy: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+        """Place [B, S] of each token's seat: within a group, the least redundant sit on the first seats."""
+        group = self.group.gather(1, tokens.position).masked_fill(~tokens.vision, self.groups)
+        order = least_redundant_first(redundancy, tokens.vision)
+        order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))  # by group, by redundancy within
+        ordered = group.gather(1, order)
+        present = torch.zeros_like(self.first).scatter_add_(1, group, torch.ones_like(group))
+        start = present.cumsum(1) - present
+        seat = torch.arange(group.shape[1], device=group.device) - start.gather(1, ordered)
+        index = (self.first.gather(1, ordered) + seat).clamp(max=self.place.shape[1] - 1)
+        return torch.empty_like(index).scatter_(1, order, self.place.gather(1, index))

@@ -19,10 +19,7 @@ def least_redundant(redundancy: torch.Tensor, vision: torch.Tensor, keep: torch.
     Returns:
         [B, S] bool with exactly ``keep[b]`` True in row b, all of them in ``vision``.
     """
-    order = least_redundant_first(redundancy, vision)
-    rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
-    return vision & (rank < keep[:, None])
+    return vision & (places(least_redundant_first(redundancy, vision)) < keep[:, None])
 
 
 def least_redundant_first(redundancy: torch.Tensor, vision: torch.Tensor) -> torch.Tensor:
@@ -30,3 +27,10 @@ def least_redundant_first(redundancy: torch.Tensor, vision: torch.Tensor) -> tor
     worst = torch.finfo(redundancy.dtype).max
     finite = torch.nan_to_num(redundancy, nan=worst, posinf=worst)
     return finite.masked_fill(~vision, float("inf")).argsort(dim=1, stable=True)
+
+
+def places(order: torch.Tensor) -> torch.Tensor:
+    """Place of each slot in an ``order`` [B, S] of all slots."""
+    return torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )

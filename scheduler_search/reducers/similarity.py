@@ -1,0 +1,24 @@
+"""How alike tokens are, and how scores of different scales are brought to one: what several rules share."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+
+def cosine_to(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Cosine [B, S] of ``values`` [B, S, D] with one vector of each sample, ``reference`` [B, D]; float32 or better."""
+    precise = torch.promote_types(values.dtype, torch.float32)
+    directions, towards = (F.normalize(part.to(precise), dim=-1) for part in (values, reference))
+    return torch.matmul(directions, towards[..., None]).squeeze(-1)
+
+
+def min_max(values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
+    """``values`` [B, S] of the slots ``among`` [B, S] bool brought to 0..1 in each sample; 0 where all are equal.
+
+    Other slots get 0.
+    """
+    low = values.masked_fill(~among, float("inf")).amin(dim=1, keepdim=True)
+    high = values.masked_fill(~among, float("-inf")).amax(dim=1, keepdim=True)
+    span = (high - low).clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.where(among, (values - low) / span, 0.0)
