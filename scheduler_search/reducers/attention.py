@@ -1,4 +1,4 @@
-"""Ranking by the attention that text pays to vision tokens in the layer before (seed 003, section 3.2; FastV).
+"""Ranking by the attention that vision tokens receive (seed 003, section 3.2; FastV and its variants; PyramidDrop).
 
 Only the rows that the rule reads are ever computed: a [query rows x keys] slice, never the S x S matrix.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from scheduler_search.reducers.similarity import cosine_to, min_max
 from scheduler_search.reducers.tokens import Prompt, Tokens, required
 from scheduler_search.rule import HeadReduction, QueryRows, Rule
 
@@ -21,6 +22,28 @@ _MOST_LOGITS = 1 << 26
 def least_attended(tokens: Tokens, _rule: Rule) -> torch.Tensor:
     """Redundancy [B, S]: the attention that a token receives, negated."""
     return -required(tokens.attention, "attention")
+
+
+def most_attended(tokens: Tokens, _rule: Rule) -> torch.Tensor:
+    """Redundancy [B, S]: the attention that a token receives."""
+    return required(tokens.attention, "attention")
+
+
+def unimportant_or_alike(tokens: Tokens, rule: Rule) -> torch.Tensor:
+    """Redundancy [B, S]: ``alpha`` parts the attention of the last token, negated, and the rest likeness to that token.
+
+    Both are brought to 0..1 among the vision tokens that are left.
+    """
+    rows, alpha = required(tokens.rows, "rows"), rule.number("alpha")
+    last = tokens.hidden[torch.arange(len(tokens.hidden), device=tokens.hidden.device), rows.slots[:, 0]]
+    importance = min_max(required(tokens.attention, "attention"), tokens.vision)
+    likeness = min_max(cosine_to(tokens.hidden, last), tokens.vision)
+    return -(alpha * importance + (1 - alpha) * (1 - likeness))
+
+
+def last_in_order(tokens: Tokens, _rule: Rule) -> torch.Tensor:
+    """Redundancy [B, S]: the place in the prompt, so that the first tokens stay."""
+    return tokens.position.to(torch.float32)  # exact: there are fewer than 2^24 slots
 
 
 def query_rows(prompt: Prompt, rows: QueryRows) -> npt.NDArray[np.bool_]:

@@ -12,6 +12,13 @@ from scheduler_search.rule.declaration import Declaration, ParameterValue, Rule,
 _ALL = (
     attention.ATTENTION_RANK,
     attention.FASTV_1,
+    attention.FASTV,
+    attention.FASTV_REVERSE,
+    attention.FASTV_VISION,
+    attention.FASTV_WINDOW,
+    attention.IMPORTANCE_REDUNDANCY,
+    attention.PYRAMID_DROP,
+    attention.VTW,
     plain.RANDOM,
     plain.POOLING,
 )

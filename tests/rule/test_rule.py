@@ -67,7 +67,7 @@ def test_a_default_place_without_stages() -> None:
 def test_an_unknown_rule_names_the_nearest() -> None:
     with pytest.raises(RuleError, match=r"'attention-rnk'.*did you mean 'attention-rank'"):
         make_rule("attention-rnk")
-    with pytest.raises(RuleError, match="known rules: attention-rank, fastv, pooling, random"):
+    with pytest.raises(RuleError, match="known rules: attention-rank, .*fastv, .*pooling, .*random"):
         make_rule("xyz")
 
 
@@ -83,7 +83,7 @@ def test_an_unknown_version() -> None:
         ("random", {"seed": "one"}, "must be of type int, but got 'one'"),
         ("random", {"seed": True}, "must be of type int, but got True"),
         ("random", {"seed": -1}, "at least 0, but got -1"),
-        ("fastv", {"query_rows": "last"}, "declared parameters"),
+        ("fastv", {"query_rows": "all"}, "one of .last., .every., but got .all."),
         ("fastv", {"quota": "per-tile"}, "one of 'pooled', 'per-image', but got 'per-tile'"),
         ("attention-rank", {"query_rows": "first"}, "one of 'instruction', 'last', 'all', but got 'first'"),
     ],

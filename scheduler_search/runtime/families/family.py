@@ -142,8 +142,8 @@ class Family(abc.ABC):
 
     def no_grid(self, actual: str) -> UnsupportedError:
         """The refusal of ``grids``; ``actual`` is the reason."""
-        rule = "pooling needs images whose patch grids follow from their number of vision tokens"
-        return self.refuse(rule, actual=actual, remedy="use a rule that does not pool")
+        rule = "pooling and square windows need images whose patch grids follow from their number of vision tokens"
+        return self.refuse(rule, actual=actual, remedy="use a rule that needs no patch grids")
 
     def no_images(self, actual: str) -> UnsupportedError:
         """The refusal of ``images``; ``actual`` is what the runs of vision tokens are instead."""
@@ -154,6 +154,6 @@ class Family(abc.ABC):
         """As many images of ``grid`` as make ``vision_tokens``; UnsupportedError if they are not whole images."""
         if vision_tokens % grid.tokens:
             rule = f"the vision tokens of a sample must be whole images of {grid.height} x {grid.width} patches"
-            remedy = "use a rule that does not pool, or images of the size the model was trained on"
+            remedy = "use a rule that needs no patch grids, or images of the size the model was trained on"
             raise self.refuse(rule, actual=f"{vision_tokens} tokens", remedy=remedy)
         return (grid,) * (vision_tokens // grid.tokens)

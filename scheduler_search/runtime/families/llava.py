@@ -39,12 +39,12 @@ class Llava(Family):
     def _check_grid(self, config: Any) -> None:
         tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
         if tower not in _TOWERS:
-            remedy = "use a rule that does not pool"
-            raise self.refuse(f"pooling needs a tower among {', '.join(_TOWERS)}", actual=repr(tower), remedy=remedy)
+            remedy = "use a rule that needs no patch grids"
+            raise self.refuse(f"a patch grid needs a tower among {', '.join(_TOWERS)}", actual=repr(tower), remedy=remedy)
         if strategy == "full" and tower == "clip_vision_model":
             actual = "vision_feature_select_strategy 'full'"
-            remedy = "use a rule that does not pool"
-            raise self.refuse("pooling needs vision tokens that are patches only", actual=actual, remedy=remedy)
+            remedy = "use a rule that needs no patch grids"
+            raise self.refuse("a patch grid needs vision tokens that are patches only", actual=actual, remedy=remedy)
 
     def shape(self, config: Any) -> ModelShape:
         """Every tower layer is counted: those behind ``vision_feature_layer`` run too."""
