@@ -84,10 +84,15 @@ def _rounds(reducer: Reducer, tokens: Tokens) -> Iterator[tuple[torch.Tensor, tu
     """What each round keeps: the promised counts at once, or half of what is there until they are reached."""
     if reducer.halves:
         left = tuple(tokens.vision.sum(dim=1).tolist())
-        while any(count < -(-present // 2) for count, present in zip(tokens.counts, left, strict=True)):
-            left = tuple(max(count, -(-present // 2)) for count, present in zip(tokens.counts, left, strict=True))
+        while any(_halved(present) > max(count, 1) for count, present in zip(tokens.counts, left, strict=True)):
+            left = tuple(max(count, _halved(present)) for count, present in zip(tokens.counts, left, strict=True))
             yield torch.tensor(left, device=tokens.keep.device), left
     yield tokens.keep, tokens.counts
+
+
+def _halved(present: int) -> int:
+    """What a round can leave of so many tokens; one token is never halved, only dropped."""
+    return -(-present // 2)
 
 
 def _reduce_once(reducer: Reducer, tokens: Tokens) -> Tokens:

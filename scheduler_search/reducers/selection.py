@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -34,3 +36,27 @@ def places(order: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(order).scatter_(
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
+
+
+def quantile(values: torch.Tensor, among: torch.Tensor, counts: Sequence[int], share: float) -> torch.Tensor:
+    """The ``share`` quantile of each row's values at the slots ``among``, linear between neighbours: [B, S].
+
+    Never above the row's largest value, so that something reaches it. Only the values from the quantile up are sorted.
+
+    Args:
+        values: [B, S, T] float.
+        among: [B, T] bool.
+        counts: how many of ``among`` are True in each sample, known to the host; where none is, the result means
+            nothing.
+        share: 0 gives the smallest, 1 the largest value.
+    """
+    last = [max(count - 1, 0) for count in counts]
+    # Places from the largest value down; the rounding makes those that are whole numbers on paper whole.
+    exact = [round(end * (1.0 - share), 9) for end in last]
+    most = min(int(max(exact)) + 2, values.shape[2])
+    largest = values.masked_fill(~among[:, None], float("-inf")).topk(most, dim=2).values
+    rows = []
+    for sample, (place, end) in enumerate(zip(exact, last, strict=True)):
+        high, low = largest[sample, :, int(place)], largest[sample, :, min(int(place) + 1, end)]
+        rows.append(high + (low - high) * (place - int(place)))
+    return torch.stack(rows)
