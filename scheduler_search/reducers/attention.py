@@ -68,6 +68,18 @@ def query_rows(prompt: Prompt, rows: QueryRows) -> npt.NDArray[np.bool_]:
     return found
 
 
+def text_slots(tokens: Tokens, rows: QueryRows = "all") -> torch.Tensor:
+    """The slots [B, S] of the text among the ``query_rows``; of a tower, whose only other token it is, the class token.
+
+    A sample may have none.
+    """
+    prompt, device = tokens.prompt, tokens.hidden.device
+    marked = prompt.once(
+        (text_slots, rows, device), lambda: torch.from_numpy(query_rows(prompt, rows) & ~prompt.vision).to(device)
+    )
+    return marked.gather(1, tokens.position)
+
+
 def _last(marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Last marked slot of each row of [B, S0], -1 where there is none: [B, 1]."""
     last: npt.NDArray[np.int64] = np.where(marked, np.arange(marked.shape[1]), -1).max(axis=1, keepdims=True)

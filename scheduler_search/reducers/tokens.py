@@ -102,6 +102,13 @@ class AttentionRows:
     slots: torch.Tensor
     weights: torch.Tensor
 
+    def square(self) -> torch.Tensor:
+        """[B, S, S]: row s is the attention of slot s, zero where no row is of it."""
+        B, _, S = self.values.shape
+        rows = self.values * (self.weights > 0)[..., None]  # rows that fill up stand for a slot that is there already
+        square = torch.zeros(B, S, S, dtype=rows.dtype, device=rows.device)
+        return square.scatter_add_(1, self.slots.to(rows.device)[..., None].expand_as(rows), rows)
+
 
 @dataclass(frozen=True)
 class Text:
