@@ -6,6 +6,14 @@ import torch
 from torch.nn import functional as F
 
 
+def cosine(values: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
+    """Cosine [B, S, T] of ``values`` [B, S, D] with ``others`` [B, T, D], or with each other; float32 or better."""
+    precise = torch.promote_types(values.dtype, torch.float32)
+    directions = F.normalize(values.to(precise), dim=-1)
+    towards = directions if others is None else F.normalize(others.to(precise), dim=-1)
+    return torch.matmul(directions, towards.transpose(1, 2))
+
+
 def cosine_to(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Cosine [B, S] of ``values`` [B, S, D] with one vector of each sample, ``reference`` [B, D]; float32 or better."""
     precise = torch.promote_types(values.dtype, torch.float32)
