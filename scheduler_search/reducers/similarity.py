@@ -16,9 +16,15 @@ def cosine(values: torch.Tensor, others: torch.Tensor | None = None) -> torch.Te
 
 def cosine_to(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Cosine [B, S] of ``values`` [B, S, D] with one vector of each sample, ``reference`` [B, D]; float32 or better."""
-    precise = torch.promote_types(values.dtype, torch.float32)
-    directions, towards = (F.normalize(part.to(precise), dim=-1) for part in (values, reference))
-    return torch.matmul(directions, towards[..., None]).squeeze(-1)
+    return cosine(values, reference[:, None]).squeeze(-1)
+
+
+def squared_distances(values: torch.Tensor) -> torch.Tensor:
+    """Squared Euclidean distances [B, S, S] between ``values`` [B, S, D]; float32 or better."""
+    precise = values.to(torch.promote_types(values.dtype, torch.float32))
+    lengths = precise.square().sum(dim=-1)
+    products = torch.matmul(precise, precise.transpose(1, 2))
+    return (lengths[:, :, None] + lengths[:, None, :] - 2 * products).clamp(min=0)
 
 
 def min_max(values: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
