@@ -60,3 +60,11 @@ def quantile(values: torch.Tensor, among: torch.Tensor, counts: Sequence[int], s
         high, low = largest[sample, :, int(place)], largest[sample, :, min(int(place) + 1, end)]
         rows.append(high + (low - high) * (place - int(place)))
     return torch.stack(rows)
+
+
+def by_keys(*keys: torch.Tensor) -> torch.Tensor:
+    """Redundancy [B, S] in the order of several keys [B, S], the first counting most; higher goes first."""
+    order = torch.arange(keys[0].shape[1], device=keys[0].device).expand_as(keys[0])
+    for key in reversed(keys):
+        order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
+    return places(order).to(torch.float32)  # exact: there are fewer than 2^24 slots

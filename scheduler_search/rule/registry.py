@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule.catalogue import attention, plain
+from scheduler_search.rule.catalogue import attention, evit, mustdrop, plain, tome
 from scheduler_search.rule.declaration import Declaration, ParameterValue, Rule, nearest
 
 # A version that schedules may name stays here for ever; of one name, the last is what a study gets.
@@ -19,8 +19,11 @@ _ALL = (
     attention.IMPORTANCE_REDUNDANCY,
     attention.PYRAMID_DROP,
     attention.VTW,
+    evit.EVIT,
+    mustdrop.MUSTDROP,
     plain.RANDOM,
     plain.POOLING,
+    tome.TOME,
 )
 
 _VERSIONS: dict[str, dict[int, Declaration]] = {}
