@@ -24,11 +24,11 @@ EVIT = Declaration(
     ),
     source="EViT (Liang et al. 2022, section 3.2); seed 000, eq. 4, 7, 10",
     follows=(
-        "the paper, as its code: class attention averaged over heads, the fused token is the sum of the others weighted "
-        "with their attention, not normalised. Differences: the fused token is one of the promised ones (the code keeps "
-        "it beside them), it sits in the slot of the most attended of its parts and kept tokens stay in order, where "
-        "the code sorts by attention and appends it; in a later reduction it is a token like the others, as in the "
-        "code; tokens go at the boundary between two layers, by the attention of the layer before, not between "
-        "attention and MLP"
+        "the paper, as its code: class attention averaged over heads; the fused token is the sum of the others, each "
+        "weighted with its attention, not normalised. Differences: the fused token is one of the promised ones, where "
+        "the code keeps it beside them; it sits in the slot of the most attended of its parts and kept tokens stay in "
+        "order, where the code sorts by attention and appends it; tokens go at the boundary between two layers, by the "
+        "attention of the layer before, not between attention and MLP. In a later reduction the fused token is a token "
+        "like the others, as in the code"
     ),
 )

@@ -17,7 +17,7 @@ TOME = Declaration(
         )
     },
     parameters=(),
-    source="ToMe (Bolya et al. 2023, section 3: bipartite soft matching, proportional attention); seed 000, eq. 3, 6, 9",
+    source="ToMe (Bolya et al. 2023, section 3); seed 000, eq. 3, 6 and 9",
     follows=(
         "the paper, as its code: alternate tokens, the class token first among them and never merged, cosine of the "
         "keys' mean over heads, averages weighted by sizes (seed 000's eq. 9 weighs each patch alike only in the first "
