@@ -31,8 +31,8 @@ class Reads:
             kinds, the ``raters`` of SparseVLM, or the ``class`` token of the tower; None for no attention.
         heads: how the heads of a row are combined.
         matrix: whether each row is wanted by itself (``Tokens.rows``), not only their mean (``Tokens.attention``).
-        own_layer: whether the attention is that of the layer behind the reduction, its queries and keys projected from
-            the hidden states in front of it (PyramidDrop), instead of the layer before.
+        own_layer: in the decoder, whether attention and keys are those of the layer behind the reduction, projected
+            from the hidden states in front of it (PyramidDrop), instead of the layer before.
         keys: ``Tokens.keys``.
         sizes: ``Tokens.sizes``: how many patches each token stands for; the tower's attention is then proportional.
         grids: ``Prompt.grids``.
@@ -58,6 +58,11 @@ class Reads:
     def layer(self) -> bool:
         """Whether anything of an attention layer is read."""
         return self.rows is not None or self.keys
+
+    @property
+    def layer_before(self) -> bool:
+        """Whether that layer is the one before the reduction."""
+        return self.layer and not self.own_layer
 
 
 @dataclass(frozen=True)

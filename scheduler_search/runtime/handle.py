@@ -175,17 +175,23 @@ class ScheduleHandle:
             self._hooks.append(self._layers[layer].register_forward_hook(hook))
 
     def _listeners(self) -> dict[nn.Module, Listener]:
-        """Listeners of the layers whose attention can rank: those in front of a layer that can reduce.
+        """Listeners of the layers whose attention can rank: those in front of a layer that can reduce, or that itself.
 
         Where the attention has its sliding window from elsewhere than the mask, also of the layers that are reduced.
         """
-        ranks = self._decoder.reads.layer
+        reads = self._decoder.reads
         watched = self._first if pads_alone(self._implementation) else len(self._layers)
         rates = (*self.reduction.keep_rates, 1.0)
+        read = {
+            layer
+            for layer in range(len(self._layers))
+            if (reads.layer_before and (rates[layer + 1] < 1.0 or layer + 1 == self._captured))
+            or (reads.layer and reads.own_layer and rates[layer] < 1.0)
+        }
         return {
             module: functools.partial(self._listen, layer)
             for layer, module in enumerate(self._attention_modules())
-            if layer >= watched or (ranks and (rates[layer + 1] < 1.0 or layer + 1 == self._captured))
+            if layer >= watched or layer in read
         }
 
     def _attention_modules(self) -> list[nn.Module]:
@@ -267,14 +273,14 @@ class ScheduleHandle:
         return injection.add(layer, output, state.kept)
 
     def _enter_layer(
-        self, layer: int, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         check_not_compiling()  # a layer may be compiled by itself
         state = self._pass.state
         if state is None:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
-        changed = state.enter_layer(layer, hidden, kwargs)
+        changed = state.enter_layer(layer, hidden, kwargs, functools.partial(_forward, module, args[1:]))
         if changed is None:
             return None
         hidden, arguments = changed
@@ -311,3 +317,9 @@ class ScheduleHandle:
             )
         additive: torch.dtype | None = self.model.dtype if implementation == "eager" else None  # type: ignore[assignment]
         return Masks(additive, padding=pads_alone(implementation))
+
+
+def _forward(module: nn.Module, others: tuple[Any, ...], hidden: torch.Tensor, arguments: dict[str, Any]) -> object:
+    """A layer without its hooks: of other hidden states and keyword arguments, and of its other positional ones."""
+    keywords = {name: value for name, value in arguments.items() if name != "hidden_states"}
+    return module.forward(hidden, *others, **keywords)

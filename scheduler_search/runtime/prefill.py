@@ -13,6 +13,7 @@ import torch
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Prompt, Reducer, Tokens, reduce_tokens
+from scheduler_search.runtime.ahead import Forward, look_ahead, stop_here
 from scheduler_search.runtime.cache import LogicalDynamicLayer, prepare_cache
 from scheduler_search.runtime.layout import (
     Kept,
@@ -89,13 +90,20 @@ class Prefill:
         self.kept: Kept | None = None
         self.slots = [prompt.slots] * len(plan.counts)
         self._seen: Seen | None = None
+        self._looks_ahead = False
         self._vision: torch.Tensor | None = None
         self._rows = RowReader(prompt)
         self._keep: torch.Tensor | None = None
         self._memo = Memo()
 
-    def enter_layer(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> LayerArguments | None:
-        """Reduce in front of a layer (0-based) and cut its arguments to the tokens left; None to change nothing."""
+    def enter_layer(
+        self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any], forward: Forward
+    ) -> LayerArguments | None:
+        """Reduce in front of a layer (0-based) and cut its arguments to the tokens left; None to change nothing.
+
+        Args:
+            forward: of the layer, past this very call.
+        """
         cache = arguments.get("past_key_values")
         if layer == 0:
             prepare_cache(cache, len(self.plan.counts))
@@ -103,6 +111,8 @@ class Prefill:
             if layer < self.prefix.first:
                 return None  # it is passed over
             self._resume_and_capture(self.prefix, layer, hidden, cache)
+        if self._reads_ahead(layer):
+            self._look_ahead(hidden, arguments, forward)
         if self.plan.reduces_at(layer):
             hidden = self._reduce(layer, hidden)
         if self.kept is None:
@@ -115,17 +125,35 @@ class Prefill:
     def wants_attention(self, layer: int) -> bool:
         """Whether the rule reads the attention of this layer, in front of the next."""
         captured = self.prefix is not None and self.prefix.capture == layer + 1
-        return self.decoder.reads.layer and (captured or self.plan.chooses_at(layer + 1))
+        return self.decoder.reads.layer_before and (captured or self.plan.chooses_at(layer + 1))
+
+    def _reads_ahead(self, layer: int) -> bool:
+        """Whether the rule reads the attention that this layer would have without the reduction in front of it."""
+        reads = self.decoder.reads
+        return layer > 0 and reads.layer and reads.own_layer and self.plan.chooses_at(layer)
+
+    def _look_ahead(self, hidden: torch.Tensor, arguments: dict[str, Any], forward: Forward) -> None:
+        self._looks_ahead = True
+        try:
+            look_ahead(forward, hidden, arguments if self.kept is None else self._cut(arguments, self.kept))
+        finally:
+            self._looks_ahead = False
 
     def take_attention(self, layer: int, inputs: AttentionInputs) -> None:
         """Score the tokens of a layer whose attention is about to run."""
         if self.masks.padding and self.kept is not None:
             check_window(inputs.window, int(self.prompt.real.sum(axis=1).max()), layer)
+        if self._looks_ahead:
+            self._look(inputs, self.plan.before(layer))
+            stop_here()
         if self.wants_attention(layer):
-            reads = self.decoder.reads
-            device, counts = inputs.query.device, self.plan.counts[layer]
-            rows, weights = self._rows.at(reads.rows or "last", self.kept, self._vision, counts, device)
-            self._seen = look(reads, inputs, rows, weights, padding=self.masks.padding)
+            self._look(inputs, self.plan.counts[layer])
+
+    def _look(self, inputs: AttentionInputs, counts: tuple[int, ...]) -> None:
+        """Keep what the rule reads of a layer over so many vision tokens."""
+        reads = self.decoder.reads
+        rows, weights = self._rows.at(reads.rows or "last", self.kept, self._vision, counts, inputs.query.device)
+        self._seen = look(reads, inputs, rows, weights, padding=self.masks.padding)
 
     # -- prefixes
 
@@ -259,7 +287,9 @@ class Continuation:
         self._memo = Memo()
         self._tokens: int | None = None  # that the present layer has seen, if it does not hold them all
 
-    def enter_layer(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> LayerArguments | None:
+    def enter_layer(
+        self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any], _forward: Forward
+    ) -> LayerArguments | None:
         """Cut the mask's columns to the tokens that this layer's cache holds; None to change nothing."""
         cached = arguments["past_key_values"].layers[layer]
         self._tokens = None

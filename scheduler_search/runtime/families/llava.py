@@ -39,7 +39,8 @@ class Llava(Family):
     def _check_grid(self, config: Any) -> None:
         tower, strategy = config.vision_config.model_type, config.vision_feature_select_strategy
         if tower not in _TOWERS:
-            rule, remedy = f"a patch grid needs a tower among {', '.join(_TOWERS)}", "use a rule that needs no patch grids"
+            rule = f"a patch grid needs a tower among {', '.join(_TOWERS)}"
+            remedy = "use a rule that needs no patch grids"
             raise self.refuse(rule, actual=repr(tower), remedy=remedy)
         if strategy == "full" and tower == "clip_vision_model":
             actual = "vision_feature_select_strategy 'full'"
