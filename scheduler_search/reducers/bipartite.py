@@ -34,7 +34,7 @@ def _edges(tokens: Tokens, sources: torch.Tensor, targets: torch.Tensor) -> torc
 
 def _sets(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
     """The present vision tokens of the first and of the second set, both [B, S] bool."""
-    starts_with_class = torch.from_numpy(~tokens.prompt.vision[:, 0]).to(tokens.vision.device)
-    place = tokens.vision.cumsum(dim=1) - 1 + starts_with_class[:, None]
+    protected = torch.tensor(tokens.prompt.text_tokens, device=tokens.vision.device)
+    place = tokens.vision.cumsum(dim=1) - 1 + protected[:, None]
     even = place % 2 == 0
     return tokens.vision & even, tokens.vision & ~even
