@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from scheduler_search.rule import PLACES, Declaration, Parameter, Stages, registry
 from tests.postgres import _studies_database, postgres, postgres_studies_url, postgres_url
 
 __all__ = ["_studies_database", "postgres", "postgres_studies_url", "postgres_url"]
@@ -29,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _waits(path: Path) -> bool:
     folders: Sequence[str] = path.relative_to(Path(__file__).parent).parts
     return folders[0] in _FIRST
+
+
+@pytest.fixture
+def tower_rule(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a rule that is declared for one test, for the tower, the entry and the decoder."""
+    stages = dict.fromkeys(PLACES, Stages("random.at_random"))
+    seed = Parameter("seed", 0, "of nothing")
+    declaration = Declaration("everywhere", 1, stages, (seed,), "this test")
+    monkeypatch.setitem(registry._VERSIONS, declaration.name, {1: declaration})
+    return declaration.name
 
 
 settings.register_profile("shared-machine", deadline=None)

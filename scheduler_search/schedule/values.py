@@ -118,6 +118,11 @@ class Reduction:
             rule = "a keep rate below what the vision tower leaves at the first decoder layer needs an entry rule"
             raise ScheduleError(rule, actual=f"{first} after {entering} and no entry rule")
 
+    @property
+    def tower_rates(self) -> tuple[float, ...]:
+        """Keep rates of the layers of the vision tower; none where it is left alone."""
+        return () if self.vision is None else self.vision.keep_rates
+
     def counts(self, vision_tokens: int) -> tuple[int, ...]:
         """Keep counts n_1..n_L of one sample with N = ``vision_tokens``."""
         return keep_counts(self.keep_rates, vision_tokens)

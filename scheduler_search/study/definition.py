@@ -6,17 +6,21 @@ not know: the TOML file (``file``) or the state of the study (``states``).
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule import Rule
+from scheduler_search.rule import Place, Rule, make_rule
 from scheduler_search.schedule.canonical import canonical_json, digest_of
+from scheduler_search.schedule.cost import ModelShape
+from scheduler_search.schedule.values import Reduction, VisionReduction
 from scheduler_search.study.faults import study_file_error
-from scheduler_search.study.search_section import SearchSection
+from scheduler_search.study.rule_section import RECORDED, RuleSection
+from scheduler_search.study.search_section import SearchSection, search_at
 from scheduler_search.study.section import Section
-from scheduler_search.study.sections import DataSection, ModelSection, RuleSection, Seed, WorkersSection
+from scheduler_search.study.sections import DataSection, ModelSection, Seed, WorkersSection
 
 
 class StudyDefinition(Section):
@@ -33,14 +37,49 @@ class StudyDefinition(Section):
     model: ModelSection
     data: DataSection
     rule: RuleSection = RuleSection()
-    search: SearchSection = SearchSection()
+    search: SearchSection = Field(default_factory=SearchSection, validate_default=True)
     workers: WorkersSection = WorkersSection()
     written_paths: tuple[tuple[str, str], ...] = ()
+
+    @field_validator("search", mode="before")
+    @classmethod
+    def _suits_the_rule(cls, search: Any, info: ValidationInfo) -> Any:
+        rule = info.data.get("rule")
+        given = search.model_dump(by_alias=True, exclude_unset=True) if isinstance(search, SearchSection) else search
+        return search_at(rule.places, given) if rule is not None and isinstance(given, Mapping) else search
 
     @property
     def resolved_rule(self) -> Rule:
         """The rule of the study with all parameters written out."""
         return self.rule.resolve(self.seed)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where the rule acts, in the order in which tokens pass."""
+        return self.rule.places
+
+    def tower_layers(self, shape: ModelShape) -> int:
+        """How many of the keep rates that the study decides on are of layers of the model's vision tower."""
+        return 0 if "vision" not in self.places or shape.vision is None else shape.vision.layers
+
+    def reduction(self, keep_rates: Sequence[float], tower_layers: int = 0) -> Reduction:
+        """What is executed under the keep rates of a decision.
+
+        The rule is left out where it has nothing to drop, so that equal reductions are equal values. In a decoder where
+        it does not act the rates are constant, and the rule that stands there is never run.
+
+        Args:
+            keep_rates: of ``tower_layers`` layers of the tower, then of all decoder layers.
+        """
+        rule = self.resolved_rule
+        tower, decoder = tuple(keep_rates[:tower_layers]), tuple(keep_rates[tower_layers:])
+        entering = tower[-1] if tower else 1.0
+        return Reduction(
+            keep_rates=decoder,
+            rule=rule if "decoder" in self.places else make_rule("attention-rank"),
+            entry_rule=rule if "entry" in self.places and decoder[0] < entering else None,
+            vision=VisionReduction(tower, rule) if entering < 1.0 else None,
+        )
 
     @property
     def digest(self) -> str:
@@ -50,7 +89,7 @@ class StudyDefinition(Section):
         """
         document = self.to_document()
         document["workers"] = self.workers.identity()
-        document["rule"] = self.resolved_rule.to_document()
+        document["rule"] = {**self.resolved_rule.to_document(), **({"at": list(self.rule.at)} if self.rule.at else {})}
         for dotted, text in self.written_paths:
             *sections, key = dotted.split(".")
             target = document
@@ -78,7 +117,7 @@ class StudyDefinition(Section):
             StudyFileError: the text is not a definition, or asks for what this version does not know.
         """
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate_json(text, context=RECORDED)
         except ValidationError as error:
             raise study_file_error(error, cls, place) from error
         except RuleError as error:

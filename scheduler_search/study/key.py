@@ -17,8 +17,9 @@ from scheduler_search.schedule.values import Reduction
 def evaluation_key(context_digest: str, reduction: Reduction, vision_tokens: Sequence[int]) -> str:
     """Key of running one split with ``reduction``.
 
-    Keep rates enter as keep *counts* per distinct N, so different rates with equal counts share one evaluation. Where
-    no sample is reduced the rules are left out: the unreduced evaluation is the same for all rules.
+    Keep rates enter as keep *counts* per distinct N, so different rates with equal counts share one evaluation; those
+    of the tower enter as they are, since it counts the patches of each image. Where no sample is reduced the rules are
+    left out: the unreduced evaluation is the same for all rules.
 
     Args:
         context_digest: of the split, see ``SplitDescription``.
@@ -30,10 +31,9 @@ def evaluation_key(context_digest: str, reduction: Reduction, vision_tokens: Seq
 
 
 def _reduction_document(reduction: Reduction, vision_tokens: Sequence[int]) -> dict[str, object] | None:
-    distinct = sorted(set(vision_tokens))
-    decoder = _counts(reduction.keep_rates, distinct)
-    tower = _counts(reduction.vision.keep_rates, distinct) if reduction.vision else []
-    if all(count == n for n, counts in (*decoder, *tower) for count in counts):
+    decoder = [(n, keep_counts(reduction.keep_rates, n)) for n in sorted(set(vision_tokens))]
+    tower = list(reduction.tower_rates)
+    if all(count == n for n, counts in decoder for count in counts) and all(rate == 1.0 for rate in tower):
         return None
     return {
         "decoder": decoder,
@@ -42,10 +42,6 @@ def _reduction_document(reduction: Reduction, vision_tokens: Sequence[int]) -> d
         "vision": tower,
         "vision_rule": _rule_document(reduction.vision.rule if reduction.vision else None),
     }
-
-
-def _counts(rates: Sequence[float], distinct: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
-    return [(n, keep_counts(rates, n)) for n in distinct]
 
 
 def _rule_document(rule: Rule | None) -> dict[str, object] | None:

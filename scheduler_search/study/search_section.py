@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from scheduler_search.rule import Place
 from scheduler_search.study.section import Positive, Section, broken
 
 
@@ -95,6 +96,9 @@ _SPARING: dict[str, dict[str, Any]] = {
     "p-sigmoid": {"initial": 3, "tolerance": 0.002},
     "frontier": {"initial": 12, "tolerance": 0.001},
 }
+# Of a tower that is searched: the first layer that can know which tokens matter, since nothing was seen in front of the
+# one before it; and as many layers further, since every trial there runs the tower anew: four stages in a tower of 24.
+_TOWER = {"vision_first_layer": 2, "vision_stride": 6}
 _SAVINGS = {"refine": False, "race_delta": 0.0, "race_margin": 0.0, "tolerance": 0.0, "batch": 1}
 
 
@@ -102,6 +106,8 @@ class SearchSection(Section):
     """The algorithm and its settings; ``stride``, ``penalty`` and ``budget`` belong to one algorithm each.
 
     Args:
+        vision_first_layer: of the tower, where the rule acts there; None where it does not.
+        vision_stride: the same for the tower's layers.
         refine: after the layers in steps of ``stride``, each single layer is reconsidered between its neighbours.
         faithful: exactly the procedure of seed 003: every candidate is scored on every sample, stages share nothing,
             none ends early.
@@ -114,6 +120,8 @@ class SearchSection(Section):
     algorithm: Literal["g-search", "p-sigmoid", "frontier"] = "g-search"
     first_layer: Annotated[int, Field(ge=2)] = 3
     stride: Positive = 3
+    vision_first_layer: Annotated[int, Field(ge=2)] | None = None
+    vision_stride: Positive | None = None
     refine: bool = True
     objective: Objective = "score"
     penalty: Penalty = 0.01
@@ -188,3 +196,29 @@ class SearchSection(Section):
 def _foreign(algorithm: str) -> set[str]:
     """The keys that belong to another algorithm."""
     return {key for key, (owner, _) in _ONLY_FOR.items() if owner != algorithm}
+
+
+def search_at(places: tuple[Place, ...], search: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The tables of a ``[search]`` section with the defaults of a search over ``places``.
+
+    Only g-search goes over the tower or the entry, and it does without refinement there.
+    """
+    if "vision" not in places:
+        for key in set(_TOWER) & set(search):
+            rule = f'key "{key}" belongs to a rule inside the vision tower'
+            raise broken(rule, key=key, actual=f"a rule at {_listed(places)}", remedy="remove the key")
+    if places == ("decoder",):
+        return search
+    algorithm = search.get("algorithm", "g-search")
+    if algorithm in _SPARING and algorithm != "g-search":
+        rule = f"{algorithm} searches the layers of the decoder, and no other place"
+        remedy = 'use algorithm = "g-search", or a rule that acts at decoder layers'
+        raise broken(rule, key="algorithm", actual=f"a rule at {_listed(places)}", remedy=remedy)
+    if search.get("refine") is True:
+        rule = "only a search over the decoder alone is refined"
+        raise broken(rule, key="refine", actual=f"a rule at {_listed(places)}", remedy="remove the key")
+    return {"refine": False, **(_TOWER if "vision" in places else {}), **search}
+
+
+def _listed(places: tuple[Place, ...]) -> str:
+    return " and ".join(places)

@@ -1,22 +1,19 @@
 """The sections of a study file as frozen values.
 
-Knows: every key below a section, its type, range, default, and which keys exclude each other (those of ``[search]``
-are in ``search_section``). Does not know: the file (``file``), how pydantic's complaints are worded for people
-(``faults``), or whether a path or a model exists.
+Knows: every key below a section, its type, range, default, and which keys exclude each other (those of ``[rule]`` and
+``[search]`` are in ``rule_section`` and ``search_section``). Does not know: the file (``file``), how pydantic's
+complaints are worded for people (``faults``), or whether a path or a model exists.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from scheduler_search.errors import RuleError
-from scheduler_search.rule import ParameterValue, Rule, declaration_of, make_rule
 from scheduler_search.study.section import Positive, Section, broken
 from scheduler_search.study.values import SplitName
 
@@ -126,47 +123,6 @@ class DataSection(Section):
             if other != name and (self.splits[other].path is not None or self.splits[name].path is not None):
                 remedy = "name another file, or give the file once as path of [data] to have it split by image"
                 raise broken(f"{other} and {name} must not share data", key=f"{name}.path", actual=path, remedy=remedy)
-
-
-class RuleSection(Section):
-    """The rule by name; every other key of the section is one of its parameters, kept as written."""
-
-    name: Text = "attention-rank"
-    parameters: tuple[tuple[str, ParameterValue], ...] = ()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_parameters(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            return data
-        given = {str(key): value for key, value in data.items() if key != "name"}
-        for key, value in given.items():
-            if not isinstance(value, str | int | float):
-                raise broken("a rule parameter must be a string, a number or a boolean", key=key, actual=repr(value))
-        name = {"name": data["name"]} if "name" in data else {}
-        return {**name, "parameters": tuple(sorted(given.items()))}
-
-    @model_serializer
-    def _write_as_read(self) -> dict[str, ParameterValue]:
-        return {"name": self.name, **dict(self.parameters)}
-
-    @model_validator(mode="after")
-    def _is_declared(self) -> Self:
-        self.resolve(0)
-        if "decoder" not in declaration_of(self.name).places:
-            raise RuleError(
-                "the rule of a study must act at the input of decoder layers",
-                actual=repr(self.name),
-                remedy="rules between tower and decoder serve as baselines only",
-            )
-        return self
-
-    def resolve(self, seed: int) -> Rule:
-        """The rule with all parameters written out; a ``seed`` parameter that is not given is the study's seed."""
-        given = dict(self.parameters)
-        if any(parameter.name == "seed" for parameter in declaration_of(self.name).parameters):
-            given.setdefault("seed", seed)
-        return make_rule(self.name, given)
 
 
 _AMOUNT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?([KMG])iB")

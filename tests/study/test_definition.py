@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from scheduler_search.errors import RuleError, StudyFileError
+from scheduler_search.rule import make_rule
+from scheduler_search.schedule.values import Reduction, VisionReduction
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.file import read_study_file
 from scheduler_search.study.search_section import FlopsBudget, ScheduleBudget
+from tests.search.shapes import TINY
 from tests.study.files import JSONL, MINIMAL, read, write
 
 # Every default, spelled out.
@@ -132,6 +135,9 @@ def test_a_moved_study_keeps_its_digest_and_finds_its_files(tmp_path: Path) -> N
         SIGMOID + '{ as = "step", layer = 2, keep = 0.125 }',
         SIGMOID + '{ as = "uniform", keep = 1 }',
         MINIMAL + '[rule]\nname = "random"\nseed = 3',
+        MINIMAL + '[rule]\nname = "random"\nat = ["entry", "decoder"]\n[search]\nstride = 2',
+        MINIMAL + '[rule]\nname = "pooling"',
+        MINIMAL + '[rule]\nname = "fastv"\nversion = 1',
         JSONL + 'path = "ü.jsonl"\nsearch = { samples = 1 }\nimages = "/x"',
     ],
 )
@@ -190,6 +196,69 @@ def test_other_rules_have_no_seed(tmp_path: Path) -> None:
     definition = read(tmp_path, "seed = 7\n" + MINIMAL + '[rule]\nhead_reduction = "max"')
     assert dict(definition.rule.resolve(7).parameters)["head_reduction"] == "max"
     assert "seed" not in dict(definition.rule.resolve(7).parameters)
+
+
+def test_where_a_rule_acts_is_part_of_what_a_study_is(tmp_path: Path) -> None:
+    text = MINIMAL + '[rule]\nname = "random"\nat = '
+    plain, default, entry, both, turned = (
+        read(tmp_path, addition)
+        for addition in (
+            text.removesuffix("at = "),
+            text + '"decoder"',
+            text + '["entry"]',
+            text + '["entry", "decoder"]',
+            text + '["decoder", "entry", "decoder"]',
+        )
+    )
+    assert plain == default
+    assert plain.to_document()["rule"] == {"name": "random"}
+    assert len({plain.digest, entry.digest, both.digest}) == 3
+    assert both == turned
+    assert (plain.places, entry.places, both.places) == (("decoder",), ("entry",), ("entry", "decoder"))
+
+
+def test_a_search_over_another_place_is_not_refined(tmp_path: Path) -> None:
+    pooling = read(tmp_path, MINIMAL + '[rule]\nname = "pooling"')
+    assert pooling.places == ("entry",)
+    assert not pooling.search.refine
+    assert read(tmp_path, MINIMAL + '[rule]\nname = "pooling"\n[search]\nrefine = false') == pooling
+    assert read(tmp_path, MINIMAL).search.refine
+
+
+def test_only_a_rule_in_the_tower_has_keys_of_the_tower(tmp_path: Path, tower_rule: str) -> None:
+    text = MINIMAL + f'[rule]\nname = "{tower_rule}"\nat = ["vision", "decoder"]\n[search]\n'
+    definition = read(tmp_path, text)
+    assert (definition.search.vision_first_layer, definition.search.vision_stride) == (2, 6)
+    assert read(tmp_path, text + "vision_first_layer = 2\nvision_stride = 6").digest == definition.digest
+    assert read(tmp_path, text + "vision_stride = 5").digest != definition.digest
+    assert StudyDefinition.from_json(definition.to_json()) == definition
+    assert "vision_stride" not in read(tmp_path, MINIMAL).to_json()
+
+
+def test_a_recorded_definition_keeps_the_version_of_its_rule(tmp_path: Path) -> None:
+    newest = read(tmp_path, MINIMAL + '[rule]\nname = "fastv"')
+    assert newest.rule.version == 2
+    document = newest.to_document()
+    recorded = json.dumps({**document, "rule": {"name": "fastv"}})
+    assert StudyDefinition.from_json(recorded).resolved_rule.version == 1
+    assert StudyDefinition.from_json(newest.to_json()).resolved_rule.version == 2
+
+
+def test_rates_become_a_reduction(tmp_path: Path, tower_rule: str) -> None:
+    text = MINIMAL + f'[rule]\nname = "{tower_rule}"\nat = '
+    rule, idle = make_rule(tower_rule), make_rule("attention-rank")
+    decoder, entry, tower, all_three = (
+        read(tmp_path, text + places)
+        for places in ('"decoder"', '"entry"', '"vision"', '["vision", "entry", "decoder"]')
+    )
+    assert decoder.reduction((1.0, 0.5)) == Reduction((1.0, 0.5), rule)
+    assert entry.reduction((0.5, 0.5)) == Reduction((0.5, 0.5), idle, rule)
+    half = VisionReduction((1.0, 0.5), rule)
+    assert tower.reduction((1.0, 0.5, 0.5, 0.5), 2) == Reduction((0.5, 0.5), idle, None, half)
+    assert all_three.reduction((1.0, 0.5, 0.5, 0.2), 2) == Reduction((0.5, 0.2), rule, None, half)
+    assert all_three.reduction((1.0, 0.5, 0.4, 0.2), 2) == Reduction((0.4, 0.2), rule, rule, half)
+    assert all_three.reduction((1.0, 1.0, 1.0, 1.0), 2) == Reduction((1.0, 1.0), rule)
+    assert [one.tower_layers(TINY) for one in (decoder, entry, tower)] == [0, 0, 2]
 
 
 def test_a_definition_is_frozen_and_strict(tmp_path: Path) -> None:

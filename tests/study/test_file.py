@@ -95,6 +95,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 
 SIGMOID = '[search]\nalgorithm = "p-sigmoid"\n'
+RANDOM = '[rule]\nname = "random"\nat = "entry"\n'
 
 
 @pytest.mark.parametrize(
@@ -134,9 +135,22 @@ SIGMOID = '[search]\nalgorithm = "p-sigmoid"\n'
         (SIGMOID + 'budget = { as = "step", layer = 2, keep = 2 }', "[search] budget.keep", "less than or equal to 1"),
         (SIGMOID + 'budget = { as = "cosine", keep = 0.5 }', "[search] budget.as", "'step' or 'uniform'"),
         ('[rule]\nname = "atention-rank"', "[rule]", "must be a known one, but got 'atention-rank'"),
-        ('[rule]\nname = "pooling"', "[rule]", "must act at the input of decoder layers, but got 'pooling'"),
+        ('[rule]\nname = "pooling"\nat = "decoder"', "[rule] at", "'pooling' acts only at entry, but got 'decoder'"),
+        ('[rule]\nname = "random"\nat = ["entry", "vision"]', "[rule] at", "'random' acts only at entry and decoder"),
+        ('[rule]\nat = "decoders"', "[rule] at", "a place must be a known one, but got 'decoders'"),
+        ('[rule]\nat = "tower"', "[rule] at", "places: vision, entry, decoder"),
+        ("[rule]\nat = []", "[rule] at", "at is the name of a place, or a list of them, but got []"),
+        ("[rule]\nat = true", "[rule] at", "at is the name of a place, or a list of them, but got True"),
+        ("[rule]\nversion = 7", "[rule]", "rule 'attention-rank' is known in version 1, but got version 7"),
+        ("[rule]\nversion = true", "[rule] version", "must be a valid integer"),
+        ('[rule]\nname = "pooling"\n' + SIGMOID + "budget = 0.5", "[search] algorithm", "and no other place, but"),
+        (RANDOM + '[search]\nalgorithm = "frontier"', "[search] algorithm", "frontier searches the layers of"),
+        (RANDOM + "[search]\nrefine = true", "[search] refine", "only a search over the decoder alone is refined"),
+        (RANDOM + "[search]\nvision_stride = 2", "[search] vision_stride", "got a rule at entry"),
+        ("[search]\nvision_first_layer = 2", "[search] vision_first_layer", "belongs to a rule inside the"),
         ('[rule]\nhead_reduction = "median"', "[rule]", "must be one of 'mean', 'max', 'sum', but got 'median'"),
         ("[rule]\nheads = 3", "[rule]", "takes only its declared parameters"),
+        ('[rule]\nhead_reductoin = "max"', "[rule]", "did you mean 'head_reduction'?"),
         ("[rule]\nhead_reduction = [1]", "[rule] head_reduction", "must be a string, a number or a boolean"),
         ("[rule]\nname = 3", "[rule] name", "must be a valid string"),
         ('[workers]\nexecutor = "dask"', "[workers] executor", "the value must be 'local' or 'ray', but got 'dask'"),

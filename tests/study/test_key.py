@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler_search.rule import Declaration, make_rule, registry
+from scheduler_search.rule import make_rule
 from scheduler_search.schedule.counts import keep_counts
 from scheduler_search.schedule.values import Reduction, VisionReduction
 from scheduler_search.study.key import evaluation_key
@@ -23,12 +23,9 @@ def key(reduction: Reduction, context: str = "sha256:context", vision_tokens: tu
 
 
 @pytest.fixture
-def tower(monkeypatch: pytest.MonkeyPatch) -> Reduction:
-    """A reduction in the tower, by two rules that are declared for this test alone."""
-    for name in ("tower", "other-tower"):
-        declaration = Declaration(name, 1, frozenset({"vision"}), (), False, "nowhere:Nothing", "this test")
-        monkeypatch.setitem(registry._DECLARATIONS, name, declaration)
-    return Reduction((0.5, 0.5, 0.25), BASE.rule, None, VisionReduction((1.0, 0.5), make_rule("tower")))
+def tower(tower_rule: str) -> Reduction:
+    """A reduction in the tower."""
+    return Reduction((0.5, 0.5, 0.25), BASE.rule, None, VisionReduction((1.0, 0.5), make_rule(tower_rule)))
 
 
 def test_the_key_is_a_digest() -> None:
@@ -73,7 +70,7 @@ def test_the_entry_rule_counts() -> None:
 def test_the_tower_counts(tower: Reduction) -> None:
     assert tower.vision is not None
     rates = dataclasses.replace(tower.vision, keep_rates=(0.5, 0.5))
-    rule = dataclasses.replace(tower.vision, rule=make_rule("other-tower"))
+    rule = dataclasses.replace(tower.vision, rule=make_rule(tower.vision.rule.name, {"seed": 1}))
     keys = {key(tower), key(dataclasses.replace(tower, vision=rates)), key(dataclasses.replace(tower, vision=rule))}
     assert len(keys) == 3
 

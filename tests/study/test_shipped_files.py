@@ -10,11 +10,10 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from scheduler_search.rule import declarations
 from scheduler_search.study.campaign import CampaignFile, CampaignSection, read_campaign_file
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.file import read_study_file
-from scheduler_search.study.sections import RuleSection
+from scheduler_search.study.rule_section import RuleSection
 
 STUDIES = Path(__file__).parents[2] / "studies"
 CAMPAIGN = STUDIES / "campaign.toml"
@@ -54,14 +53,6 @@ def test_the_readme_names_every_default() -> None:
             if isinstance(field.default, str | int | float):
                 default = f'"{field.default}"' if isinstance(field.default, str) else str(field.default).lower()
                 assert f"| `{name}` | `{default}` |" in README
-
-
-def test_the_readme_names_every_rule_of_the_decoder_and_its_parameters() -> None:
-    for declaration in declarations():
-        if "decoder" in declaration.places:
-            assert f"| `{declaration.name}` |" in README
-            for parameter in declaration.parameters:
-                assert f"`{parameter.name}`" in README
 
 
 @pytest.mark.parametrize("path", STUDY_FILES, ids=lambda path: path.stem)
