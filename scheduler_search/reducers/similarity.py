@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 
 def cosine(values: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
-    """Cosine [B, S, T] of ``values`` [B, S, D] with ``others`` [B, T, D], or with each other; float32 or better."""
+    """Cosine [..., S, T] of ``values`` [..., S, D] with ``others`` [..., T, D], or each other; float32 or better."""
     precise = torch.promote_types(values.dtype, torch.float32)
     directions = F.normalize(values.to(precise), dim=-1)
     towards = directions if others is None else F.normalize(others.to(precise), dim=-1)
-    return torch.matmul(directions, towards.transpose(1, 2))
+    return torch.matmul(directions, towards.mT)
 
 
 def cosine_to(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
