@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule.catalogue import attention, evit, mustdrop, plain, tome
+from scheduler_search.rule.catalogue import attention, dart, evit, ficoco, mustdrop, plain, sparsevlm, tome
 from scheduler_search.rule.declaration import Declaration, ParameterValue, Rule, nearest
 
 # A version that schedules may name stays here for ever; of one name, the last is what a study gets.
@@ -19,10 +19,15 @@ _ALL = (
     attention.IMPORTANCE_REDUNDANCY,
     attention.PYRAMID_DROP,
     attention.VTW,
+    dart.DART,
     evit.EVIT,
+    ficoco.FICOCO_V,
+    ficoco.FICOCO_L,
+    ficoco.FICOCO_VL,
     mustdrop.MUSTDROP,
     plain.RANDOM,
     plain.POOLING,
+    sparsevlm.SPARSEVLM,
     tome.TOME,
 )
 
