@@ -19,13 +19,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tests.runtime.tiny import IMAGE, VIDEO
 
 Ranking = Callable[[int, list[int]], list[int]]  # (sample, vision slots that are left) -> the same, best first
+# (attention each slot receives [S], hidden states [S, D], slots that are left) -> the same slots, best first
+Order = Callable[[torch.Tensor, torch.Tensor, list[int]], list[int]]
 Entry = Callable[[torch.Tensor, int, list[int]], list[int]]  # (hidden of a sample, sample, slots) -> kept; may write
 
 
 class MaskedReference:
     """Context manager around an eager model. ``ranking`` replaces attention; ``entry`` acts before the first layer.
 
-    ``images`` (for each sample, the slots of each image) makes it a quota per image.
+    ``order`` ranks by attention otherwise than by falling attention; ``ahead`` ranks by that of the layer behind the
+    drop, which is run whole on what is in front of it. ``images`` (for each sample, the slots of each image) makes it
+    a quota per image.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class MaskedReference:
         heads: str = "mean",
         ranking: Ranking | None = None,
         entry: Entry | None = None,
+        order: Order | None = None,
+        ahead: bool = False,
         images: Sequence[Sequence[list[int]]] | None = None,
     ) -> None:
         assert model.config.text_config._attn_implementation == "eager"
@@ -45,6 +51,7 @@ class MaskedReference:
         self.layers = decoder.layers if hasattr(decoder, "layers") else decoder.model.layers  # Llama 4
         self.rates, self.rows, self.heads = rates, rows, heads
         self.ranking, self.entry, self.images = ranking, entry, images
+        self.order, self.ahead = order or most_attended, ahead
         self.ids, self.real = inputs["input_ids"], inputs["attention_mask"].bool()
         self.vision = (self.ids == IMAGE) | (self.ids == VIDEO)
         self.weights: torch.Tensor | None = None
@@ -76,18 +83,22 @@ class MaskedReference:
             hook.remove()
 
     def _before(self, index: int) -> Callable[..., Any]:
-        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0]
             if hidden.shape[1] == self.ids.shape[1]:  # the prefill
+                if self.ahead and index:
+                    module.forward(*args, **{**self._masked(kwargs, self.dead), "past_key_values": None})
                 hidden = self._drop(index, hidden)
                 self.dead_at.append(self.dead.clone())
-            mask = kwargs["attention_mask"].expand(len(self.ids), -1, -1, -1).clone()
-            prompt = self.ids.shape[1]
-            hide = self.dead_at[index][:, None, None, :]
-            mask[..., :prompt].masked_fill_(hide, torch.finfo(mask.dtype).min)
-            return (hidden, *args[1:]), {**kwargs, "attention_mask": mask}
+            return (hidden, *args[1:]), self._masked(kwargs, self.dead_at[index])
 
         return hook
+
+    def _masked(self, kwargs: dict[str, Any], dead: torch.Tensor) -> dict[str, Any]:
+        mask = kwargs["attention_mask"].expand(len(self.ids), -1, -1, -1).clone()
+        prompt = self.ids.shape[1]
+        mask[..., :prompt].masked_fill_(dead[:, None, None, :], torch.finfo(mask.dtype).min)
+        return {**kwargs, "attention_mask": mask}
 
     def _drop(self, index: int, hidden: torch.Tensor) -> torch.Tensor:
         hidden = hidden.clone()
@@ -100,7 +111,7 @@ class MaskedReference:
             if index == 0 and self.entry is not None:
                 chosen = self.entry(hidden[sample], sample, left)
             else:
-                chosen = self._chosen(sample, self._ranked(sample, left), keep)
+                chosen = self._chosen(sample, self._ranked(sample, left, hidden[sample]), keep)
             assert len(chosen) == keep
             self.dead[sample, [slot for slot in left if slot not in chosen]] = True
         return hidden
@@ -117,23 +128,32 @@ class MaskedReference:
         best = [[slot for slot in ranked if slot in image][:seats] for image, seats in zip(images, taken, strict=True)]
         return [slot for slots in best for slot in slots]
 
-    def _ranked(self, sample: int, left: list[int]) -> list[int]:
+    def _ranked(self, sample: int, left: list[int], hidden: torch.Tensor) -> list[int]:
         if self.ranking is not None:
             return self.ranking(sample, left)
         attention = self.weights[sample][:, self._query_rows(sample)]  # [H, R, S]
         by_row = {"mean": attention.mean(0), "sum": attention.sum(0), "max": attention.max(0).values}[self.heads]
-        score = by_row.mean(0)
-        return sorted(left, key=lambda slot: (-float(score[slot]), slot))
+        return self.order(by_row.mean(0), hidden, left)
 
     def _query_rows(self, sample: int) -> list[int]:
         real = self.real[sample].nonzero()[:, 0].tolist()
         images = self.vision[sample].nonzero()[:, 0].tolist()
+        dead = self.dead[sample].nonzero()[:, 0].tolist()
+        if self.rows == "every":
+            return [slot for slot in real if slot not in dead]
+        if self.rows == "last-vision":
+            return [slot for slot in images if slot not in dead][-1:]
         text = [slot for slot in real if slot not in images]
         if self.rows == "all":
             return text
         if self.rows == "last":
             return [real[-1]]
         return [slot for slot in text if slot > images[-1]] or [real[-1]]
+
+
+def most_attended(score: torch.Tensor, _hidden: torch.Tensor, left: list[int]) -> list[int]:
+    """By falling attention, ties to the earlier."""
+    return sorted(left, key=lambda slot: (-float(score[slot]), slot))
 
 
 def masked_generate(
