@@ -69,6 +69,8 @@ class VisionShape:
             False is an image, or a tile, of one size, and a sample has as many as its vision tokens need.
         windows: patches in one attention window, for each layer; None where a layer attends to the whole image (all
             layers, if empty).
+        used_layers: how many layers there are in front of the projector; a reduction cannot begin behind them. None for
+            all.
     """
 
     layers: int
@@ -83,6 +85,7 @@ class VisionShape:
     pooling_head: bool = False
     native: bool = False
     windows: tuple[int | None, ...] = ()
+    used_layers: int | None = None
 
     @property
     def linear_flops(self) -> int:
@@ -178,24 +181,35 @@ class SplitCost:
             raise ScheduleError("a split needs samples, with vision and text tokens for each", actual=actual)
         # Sorted, so that the order of the samples leaves no trace in the roundings of the sum.
         groups = dict(sorted(Counter(zip(vision_tokens, text_tokens, strict=True)).items()))
-        self._decoder = shape.decoder
+        self._shape = shape
         self._vision = numpy.array([[float(n)] for n, _ in groups])
         self._text = numpy.array([[float(t)] for _, t in groups])
         self._weights = numpy.array(list(groups.values())) / len(vision_tokens)
-        outside = numpy.array([shape.vision_flops(n) for n, _ in groups])
-        self._outside = float(outside @ self._weights) + shape.logit_flops(1)
+        self._sizes = [n for n, _ in groups]
+        self._outside: dict[tuple[float, ...], float] = {}
 
-    def __call__(self, keep_rates: Sequence[float]) -> float:
-        """Mean FLOPs under ``keep_rates``, one rate per decoder layer."""
+    def __call__(self, keep_rates: Sequence[float], tower_keep_rates: Sequence[float] = ()) -> float:
+        """Mean FLOPs under ``keep_rates``, one rate per decoder layer, and those of the tower's layers; () for all."""
         import numpy  # see __init__
 
-        _check_length(self._decoder, keep_rates)
+        decoder = self._shape.decoder
+        _check_length(decoder, keep_rates)
         # The same rounding as counts.keep_count, for all samples and layers at once.
         kept = numpy.clip(numpy.floor(numpy.asarray(keep_rates) * self._vision + 0.5), 0.0, self._vision)
         tokens = kept + self._text
-        linear = self._decoder.linear_flops * tokens.sum(axis=1)
-        attention = self._decoder.attention_flops * (tokens * tokens).sum(axis=1)
-        return self._outside + float((linear + attention) @ self._weights)
+        linear = decoder.linear_flops * tokens.sum(axis=1)
+        attention = decoder.attention_flops * (tokens * tokens).sum(axis=1)
+        return self._outside_of(tuple(tower_keep_rates)) + float((linear + attention) @ self._weights)
+
+    def _outside_of(self, tower: tuple[float, ...]) -> float:
+        """Mean FLOPs in front of and behind the decoder; many schedules share a tower."""
+        import numpy  # see __init__
+
+        if tower not in self._outside:
+            known = {n: self._shape.vision_flops(n, tower or None) for n in set(self._sizes)}
+            vision = numpy.array([known[n] for n in self._sizes])
+            self._outside[tower] = float(vision @ self._weights) + self._shape.logit_flops(1)
+        return self._outside[tower]
 
 
 def prefill_flops(
@@ -227,10 +241,14 @@ def prefill_flops(
 
 
 def mean_prefill_flops(
-    shape: ModelShape, keep_rates: Sequence[float], vision_tokens: Sequence[int], text_tokens: Sequence[int]
+    shape: ModelShape,
+    keep_rates: Sequence[float],
+    vision_tokens: Sequence[int],
+    text_tokens: Sequence[int],
+    tower_keep_rates: Sequence[float] = (),
 ) -> float:
     """Mean ``prefill_flops`` over the samples of a split, with the lm head over the last position."""
-    return SplitCost(shape, vision_tokens, text_tokens)(keep_rates)
+    return SplitCost(shape, vision_tokens, text_tokens)(keep_rates, tower_keep_rates)
 
 
 def textbook_flops(decoder: DecoderShape, keep_rates: Sequence[float], vision_tokens: int, text_tokens: int) -> float:

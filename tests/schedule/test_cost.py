@@ -36,6 +36,18 @@ def test_mean_over_a_split_is_the_mean_of_its_samples(pairs: list[tuple[int, int
     assert mean_prefill_flops(SHAPE, rates, vision, text) == pytest.approx(expected, rel=1e-12)
 
 
+@given(prompts, st.floats(0.0, 1.0), st.floats(0.0, 1.0))
+def test_what_a_reduction_inside_the_tower_saves_counts_too(
+    pairs: list[tuple[int, int]], first: float, second: float
+) -> None:
+    tower, rates = (1.0, max(first, second)), uniform(LAYERS, min(first, second), first=1)
+    vision, text = zip(*pairs, strict=True)
+    expected = math.fsum(prefill_flops(SHAPE, rates, n, t, tower_keep_rates=tower) for n, t in pairs) / len(pairs)
+    found = mean_prefill_flops(SHAPE, rates, vision, text, tower)
+    assert found == pytest.approx(expected, rel=1e-12)
+    assert found <= mean_prefill_flops(SHAPE, rates, vision, text)
+
+
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 200))
 def test_more_tokens_never_cost_less(one: float, other: float, vision_tokens: int) -> None:
     low, high = sorted((one, other))
