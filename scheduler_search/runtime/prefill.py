@@ -107,6 +107,8 @@ class Prefill:
         cache = arguments.get("past_key_values")
         if layer == 0:
             prepare_cache(cache, len(self.plan.counts))
+            if self.decoder.reads.rows == "raters":
+                self._rows.rate(hidden)
         if self.prefix is not None:
             if layer < self.prefix.first:
                 return None  # it is passed over

@@ -6,13 +6,14 @@ Knows: the prompt, what is left of it, and how many vision tokens that is. Does 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from scheduler_search.reducers import Prompt
 from scheduler_search.reducers.attention import query_rows
+from scheduler_search.reducers.raters import rater_weights
 from scheduler_search.rule import QueryRows
 from scheduler_search.runtime.layout import Kept, gather_tokens
 
@@ -26,6 +27,17 @@ class RowReader:
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
         self._text: _TextRows | None = None
+
+    def rate(self, hidden: torch.Tensor) -> None:
+        """Choose the raters, for the whole pass, on the embeddings [B, S0, D] in front of the first layer.
+
+        Vision tokens that the tower has dropped, whose features are not numbers, do not count; those that a rule drops
+        in front of the first layer do. So a pass that starts from a prefix has the raters of the whole one.
+        """
+        text = _TextRows.of(self._prompt, "raters").to(hidden.device)
+        vision = torch.from_numpy(self._prompt.vision).to(hidden.device) & ~hidden.isnan().any(dim=2)
+        slots, shares = _chosen(text.marked, text.weights)
+        self._text = replace(text, weights=rater_weights(hidden, vision, slots, shares))
 
     def at(
         self,
@@ -45,6 +57,7 @@ class RowReader:
         if rows in _OF_VISION:
             return self._vision_rows(rows, kept, vision, counts, device)
         if self._text is None:
+            assert rows != "raters", "raters are chosen in front of the first layer"
             self._text = _TextRows.of(self._prompt, rows)
         asked = self._text = self._text.to(device)
         if asked.from_end is not None:  # compaction is to the right: they are where they were, seen from the end
