@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from scheduler_search.reducers import Prompt
-from scheduler_search.reducers.attention import Options, attention_matrix, attention_scores, query_rows
+from scheduler_search.reducers import AttentionRows, Prompt, Tokens
+from scheduler_search.reducers.attention import (
+    Options,
+    attention_matrix,
+    attention_scores,
+    last_in_order,
+    least_attended,
+    most_attended,
+    query_rows,
+    unimportant_or_alike,
+)
 from scheduler_search.rule import declaration_of, make_rule
 
 B, H, SHARED, S, E = 2, 4, 2, 9, 8
@@ -108,12 +117,72 @@ def test_query_rows(text, rows, expected):
     assert query_rows(prompt(text), rows)[0].tolist() == [mark == "x" for mark in expected]
 
 
-def test_the_rules_name_their_slices():
-    def reads(name, parameters):
-        rule = make_rule(name, parameters)
-        return declaration_of(name).stages["decoder"].reads(rule)
+def reads(name, parameters=None, version=None):
+    rule = make_rule(name, parameters or {}, version=version)
+    return declaration_of(name, version).stages["decoder"].reads(rule)
 
+
+def test_the_rules_name_their_slices():
     rank = reads("attention-rank", {"query_rows": "all", "head_reduction": "max"})
     assert (rank.rows, rank.heads) == ("all", "max")
     last = reads("fastv", {})
     assert (last.rows, last.heads) == ("last", "mean")
+    assert reads("fastv", {"query_rows": "every"}).rows == "every"
+    assert reads("fastv-vision").rows == "last-vision"
+    assert reads("fastv-window").grids
+    assert not reads("fastv-window", {"shape": "run"}).grids
+    assert not reads("vtw").layer
+    pyramid = reads("pyramid-drop")
+    assert (pyramid.rows, pyramid.own_layer, pyramid.layer, pyramid.layer_before) == ("last", True, True, False)
+
+
+def test_the_second_version_of_fastv_reads_what_the_first_did():
+    assert reads("fastv", version=1) == reads("fastv", version=2)
+    assert make_rule("fastv").version == 2
+    assert dict(make_rule("fastv", version=1).parameters) == {
+        name: value for name, value in make_rule("fastv").parameters if name != "query_rows"
+    }
+
+
+def tokens_of(attention: torch.Tensor, hidden: torch.Tensor) -> Tokens:
+    """Five vision tokens between two of text; the last is the one that asks, a filler in front."""
+    vision = torch.tensor([[False, False, True, True, True, True, True, False]])
+    rows = AttentionRows(attention[:, None], torch.tensor([[7]]), torch.ones(1, 1))
+    prompt = Prompt(np.zeros((1, 8), np.int64), np.ones((1, 8), np.bool_), vision.numpy())
+    position = torch.tensor([[0, 0, 3, 4, 9, 11, 12, 13]])
+    return Tokens(hidden, vision, position, attention, torch.tensor([2]), (2,), prompt, rows)
+
+
+@pytest.fixture
+def scored():
+    """Attention that eight slots receive, and their hidden states."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(1, 8, generator=generator), torch.randn(1, 8, 4, generator=generator)
+
+
+def test_filters(scored):
+    attention, hidden = scored
+    tokens = tokens_of(attention, hidden)
+    assert torch.equal(least_attended(tokens, make_rule("fastv")), -attention)
+    assert torch.equal(most_attended(tokens, make_rule("fastv-reverse")), attention)
+    assert last_in_order(tokens, make_rule("vtw")).tolist() == tokens.position.tolist()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_importance_and_redundancy_are_scaled_among_the_vision_tokens(scored, alpha):
+    attention, hidden = scored
+    attention[0, 0] = 50.0  # text, and a filler: of no account
+    found = unimportant_or_alike(tokens_of(attention, hidden), make_rule("importance-redundancy", {"alpha": alpha}))
+    important = attention[0, 2:7].double()
+    alike = torch.nn.functional.cosine_similarity(hidden[0, 2:7].double(), hidden[0, 7:].double(), dim=-1)
+    important, alike = ((part - part.min()) / (part.max() - part.min()) for part in (important, alike))
+    torch.testing.assert_close(
+        found[0, 2:7].double(), -(alpha * important + (1 - alpha) * (1 - alike)), atol=1e-6, rtol=0
+    )
+
+
+def test_equal_importance_leaves_the_rest_to_decide(scored):
+    attention, hidden = scored
+    found = unimportant_or_alike(tokens_of(torch.ones(1, 8), hidden), make_rule("importance-redundancy"))
+    alone = unimportant_or_alike(tokens_of(attention, hidden), make_rule("importance-redundancy", {"alpha": 0.0}))
+    assert found[0, 2:7].argsort().tolist() == alone[0, 2:7].argsort().tolist()
