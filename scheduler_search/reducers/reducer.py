@@ -75,9 +75,13 @@ class Reduced:
 
 def reduce_tokens(reducer: Reducer, tokens: Tokens) -> Reduced:
     """Run the three stages, in as many rounds as the rule needs."""
+    before = tokens
     for keep, counts in _rounds(reducer, tokens):
         tokens = _reduce_once(reducer, replace(tokens, keep=keep, counts=counts))
-    return Reduced(tokens.vision, tokens.hidden, tokens.sizes)
+    hidden = tokens.hidden
+    if reducer.halves:  # a token may have received in one round what it gave away in the next
+        hidden = torch.where(tokens.vision[..., None], hidden, before.hidden)
+    return Reduced(tokens.vision, hidden, tokens.sizes)
 
 
 def _rounds(reducer: Reducer, tokens: Tokens) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
