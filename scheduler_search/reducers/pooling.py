@@ -11,6 +11,7 @@ one of two or four).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,55 +29,71 @@ IntArray = npt.NDArray[np.int64]
 class Regions:
     """A partition of V tokens: ``target`` [V] is the token that stands for each one's region, ``size`` [V] its size.
 
-    ``target`` is -1 for the tokens of an image that got no region: they are dropped without a trace.
+    ``target`` is -1 for tokens that are dropped without a trace, as those of an image that got no region.
     """
 
     target: IntArray
     size: IntArray
 
 
+# How a grid is cut into so many regions.
+Cut = Callable[[Grid, int], Regions]
+
+
 def beside_the_centre(tokens: Tokens, _rule: Rule) -> torch.Tensor:
     """Redundancy [B, S]: 0 for the token that stands for its region, 1 for the others."""
-    target, _ = _flow(tokens)
-    slots = torch.arange(target.shape[1], device=target.device)
-    return (target != slots).to(torch.float32)
+    target, _ = flow(tokens, pool_grid)
+    return (target != _slots(target)).to(torch.float32)
 
 
 def region(tokens: Tokens, _kept: torch.Tensor, _rule: Rule) -> torch.Tensor:
     """C [B, S, S]: 1 / (size of the region) from each of its tokens into the one that stands for it."""
-    target, weight = _flow(tokens)
-    B, S = target.shape
-    correlation = torch.zeros(B, S, S, dtype=weight.dtype, device=weight.device)
-    correlation.scatter_(2, target[..., None], weight[..., None])
-    return correlation
+    return correlation_of(*flow(tokens, pool_grid))
 
 
-def _flow(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-    target, weight = tokens.prompt.once((_flow, tokens.counts), lambda: _pooling_flow(tokens.prompt, tokens.counts))
+def flow(tokens: Tokens, cut: Cut) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each slot of the unreduced prompt goes and with what weight, both [B, S0], when grids are ``cut``."""
+    target, weight = tokens.prompt.once((cut, tokens.counts), lambda: _flow(tokens.prompt, tokens.counts, cut))
     device, precise = tokens.hidden.device, torch.promote_types(tokens.hidden.dtype, torch.float32)
     return torch.from_numpy(target).to(device), torch.from_numpy(weight).to(device, precise)
 
 
-def _pooling_flow(prompt: Prompt, counts: tuple[int, ...]) -> tuple[IntArray, npt.NDArray[np.float64]]:
-    """Where each slot of the unreduced prompt goes and with what weight, both [B, S0]; text goes to itself."""
+def correlation_of(target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """C [B, S, S] of a ``flow``."""
+    B, S = target.shape
+    correlation = torch.zeros(B, S, S, dtype=weight.dtype, device=weight.device)
+    return correlation.scatter_(2, target[..., None], weight[..., None])
+
+
+def _slots(target: torch.Tensor) -> torch.Tensor:
+    return torch.arange(target.shape[1], device=target.device)
+
+
+def _flow(prompt: Prompt, counts: tuple[int, ...], cut: Cut) -> tuple[IntArray, npt.NDArray[np.float64]]:
+    """Text goes to itself."""
     target = np.tile(np.arange(prompt.slots, dtype=np.int64), (prompt.samples, 1))
     weight = np.ones(prompt.vision.shape, dtype=np.float64)
     for sample, count in enumerate(counts):
         if count == 0:
             continue  # every token goes; which of them stand for a region does not matter
         slots = np.flatnonzero(prompt.vision[sample])
-        regions = pool_images(prompt.grids[sample], count)
+        regions = pool_images(prompt.grids[sample], count, cut)
         dropped = regions.target < 0
         target[sample, slots] = np.where(dropped, np.roll(slots, 1), slots[regions.target])  # anywhere but itself
         weight[sample, slots] = np.where(dropped, 0.0, 1.0 / regions.size)
     return target, weight
 
 
-def pool_images(grids: tuple[Grid, ...], count: int) -> Regions:
-    """Partition the tokens of several images, one after the other, into exactly ``count`` regions in all."""
+def pool_images(grids: tuple[Grid, ...], count: int, cut: Cut | None = None) -> Regions:
+    """Partition the tokens of several images, one after the other, into exactly ``count`` regions in all.
+
+    Args:
+        cut: how a grid is cut; None for ``pool_grid``.
+    """
     targets, sizes, offset = [], [], 0
     for grid, share in zip(grids, share_regions(tuple(grid.tokens for grid in grids), count), strict=True):
-        regions = pool_grid(grid, share) if share else Regions(np.full(grid.tokens, -1), np.ones(grid.tokens, np.int64))
+        none = Regions(np.full(grid.tokens, -1), np.ones(grid.tokens, np.int64))
+        regions = (cut or pool_grid)(grid, share) if share else none
         targets.append(np.where(regions.target < 0, -1, regions.target + offset))
         sizes.append(regions.size)
         offset += grid.tokens
@@ -100,15 +117,25 @@ def pool_grid(grid: Grid, count: int) -> Regions:
     """Partition one grid into exactly ``count`` rectangles, 1 <= count <= H W; see the module for the scheme."""
     target = np.empty((grid.height, grid.width), dtype=np.int64)
     size = np.empty_like(target)
+    for rows, columns in rectangles(grid, count):
+        target[rows, columns] = centre_of(grid, rows, columns)
+        size[rows, columns] = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return Regions(target.ravel(), size.ravel())
+
+
+def rectangles(grid: Grid, count: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of each of the ``count`` regions of one grid."""
     bands = _band_count(grid, count)
     shares = _cuts(count, bands)
     for band, (top, bottom) in enumerate(pairwise(_cuts(grid.height, bands))):
-        columns = _cuts(grid.width, shares[band + 1] - shares[band])
-        for left, right in pairwise(columns):
-            centre = (top + bottom - 1) // 2 * grid.width + (left + right - 1) // 2
-            target[top:bottom, left:right] = centre
-            size[top:bottom, left:right] = (bottom - top) * (right - left)
-    return Regions(target.ravel(), size.ravel())
+        for left, right in pairwise(_cuts(grid.width, shares[band + 1] - shares[band])):
+            yield slice(top, bottom), slice(left, right)
+
+
+def centre_of(grid: Grid, rows: slice, columns: slice) -> int:
+    """The token in the middle of a rectangle, the upper left one of two or four."""
+    row, column = ((side.start + side.stop - 1) // 2 for side in (rows, columns))
+    return int(row * grid.width + column)
 
 
 def _band_count(grid: Grid, count: int) -> int:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule.catalogue import attention, dart, evit, ficoco, mustdrop, plain, sparsevlm, tome
+from scheduler_search.rule.catalogue import (
+    attention,
+    dart,
+    entry,
+    evit,
+    ficoco,
+    mustdrop,
+    plain,
+    sparsevlm,
+    tome,
+    visiontrim,
+)
 from scheduler_search.rule.declaration import Declaration, ParameterValue, Rule, nearest
 
 # A version that schedules may name stays here for ever; of one name, the last is what a study gets.
@@ -20,6 +31,12 @@ _ALL = (
     attention.PYRAMID_DROP,
     attention.VTW,
     dart.DART,
+    entry.DOWNSAMPLE,
+    entry.FASTERVLM,
+    entry.VISIONZIP,
+    entry.PRUMERGE,
+    entry.DIVPRUNE,
+    entry.CDPRUNER,
     evit.EVIT,
     ficoco.FICOCO_V,
     ficoco.FICOCO_L,
@@ -29,6 +46,8 @@ _ALL = (
     plain.POOLING,
     sparsevlm.SPARSEVLM,
     tome.TOME,
+    visiontrim.VISIONTRIM,
+    visiontrim.VISIONTRIM_DECODER,
 )
 
 _VERSIONS: dict[str, dict[int, Declaration]] = {}

@@ -1,0 +1,128 @@
+"""Rules between the tower and the decoder that look at the class token, at how tokens differ, or at the patch grid.
+
+Published ones reduce the tower's features in front of the projector and number positions anew; here, they reduce what
+comes out of the projector, and kept tokens keep their positions. Attention and keys are those of the tower's
+penultimate layer, whose features LLaVA uses. A tower without a class token cannot serve the rules that read its row.
+"""
+
+from __future__ import annotations
+
+from scheduler_search.rule.catalogue.common import POSITIONS, QUOTA
+from scheduler_search.rule.declaration import Declaration, Parameter, Reads, Rule, Stages
+
+_MERGE = Parameter(
+    "merge",
+    "average",
+    "whether weights into a merged token sum to one, or it stays whole and the others are added, as in published code",
+    choices=("average", "published"),
+)
+
+
+def _class_row(_rule: Rule) -> Reads:
+    return Reads(rows="class", tower_layer=-2)
+
+
+def _class_row_and_keys(_rule: Rule) -> Reads:
+    return Reads(rows="class", keys=True, tower_layer=-2)
+
+
+DOWNSAMPLE = Declaration(
+    name="downsample",
+    version=1,
+    stages={
+        "entry": Stages(
+            "downsample.beside_the_centre",
+            correlate="downsample.interpolated",
+            compress="compress.given",
+            reads=lambda _rule: Reads(grids=True),
+        )
+    },
+    parameters=(
+        Parameter(
+            "interpolation",
+            "bilinear",
+            "whether the grid is interpolated at the new points, or the nearest patch is taken",
+            choices=("bilinear", "nearest"),
+        ),
+        POSITIONS,
+    ),
+    source="baseline of seed 001: down-sampling, here of the patch grid, to the promised count",
+    follows="seed 001 makes the image smaller in front of the tower, which only some families can take",
+)
+
+FASTERVLM = Declaration(
+    name="fastervlm",
+    version=1,
+    stages={"entry": Stages("attention.least_attended", reads=_class_row)},
+    parameters=(POSITIONS, QUOTA),
+    source="FasterVLM (arXiv 2412.01818): attention of the class token, mean over heads",
+)
+
+VISIONZIP = Declaration(
+    name="visionzip",
+    version=1,
+    stages={
+        "entry": Stages(
+            "visionzip.dominant_then_contextual",
+            correlate="visionzip.alike_keys",
+            compress="visionzip.merged",
+            reads=lambda _rule: Reads(rows="class", heads="sum", keys=True, tower_layer=-2),
+        )
+    },
+    parameters=(
+        Parameter(
+            "contextual",
+            0.15625,
+            "share of contextual tokens among the kept ones; 10 of 64 and 30 of 192 in the paper",
+            low=0.0,
+            high=1.0,
+        ),
+        _MERGE,
+        POSITIONS,
+        QUOTA,
+    ),
+    source="VisionZip (arXiv 2412.04467): dominant tokens by class attention, contextual ones by merging the rest",
+    follows="the paper's averages; published code adds the mean of the others to the target (merge 'published'), and "
+    "counts the class token, which no prompt has a slot for, as a dominant one",
+)
+
+PRUMERGE = Declaration(
+    name="prumerge",
+    version=1,
+    stages={
+        "entry": Stages(
+            "attention.least_attended",
+            correlate="prumerge.alike_keys",
+            compress="prumerge.by_attention",
+            reads=_class_row_and_keys,
+        )
+    },
+    parameters=(
+        Parameter("neighbours", 32, "tokens that are merged into each kept one, the nearest by their keys", low=0),
+        _MERGE,
+        POSITIONS,
+        QUOTA,
+    ),
+    source="LLaVA-PruMerge (arXiv 2403.15388): class attention, and clusters of nearest keys weighted with it",
+    follows="the prose, a weighted average, over dropped tokens and the kept one; published code adds the sum over the "
+    "nearest of all other tokens, kept ones too, to the kept one (merge 'published'), reads the last layer of the "
+    "tower instead of the penultimate one, and appends a token. The schedule's count stands for its outlier threshold",
+)
+
+DIVPRUNE = Declaration(
+    name="divprune",
+    version=1,
+    stages={"entry": Stages("diversity.far_from_each_other")},
+    parameters=(POSITIONS, QUOTA),
+    source="DivPrune (arXiv 2503.02175): greedy max-min diversity under cosine distance",
+)
+
+CDPRUNER = Declaration(
+    name="cdpruner",
+    version=1,
+    stages={"entry": Stages("diversity.relevant_and_diverse")},
+    parameters=(POSITIONS, QUOTA),
+    source="CDPruner (arXiv 2506.10967): greedy MAP inference of a conditional determinantal point process",
+    follows="the paper, relevance being the mean cosine to the question; published code turns its sign for CLIP, whose "
+    "text encoder it takes; here, the question is the decoder's embeddings of the instruction",
+)
