@@ -9,7 +9,8 @@ from scheduler_search.runtime.identity import identify, model_shape, vision_toke
 from scheduler_search.runtime.placement import execution_device
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefix import Prefix, PrefixRun, same_rules
-from scheduler_search.runtime.report import LayerReport, Report
+from scheduler_search.runtime.report import LayerReport, Report, TowerLayerReport
+from scheduler_search.runtime.views import TowerViews
 
 __all__ = [
     "LayerReport",
@@ -18,6 +19,8 @@ __all__ = [
     "PrefixRun",
     "Report",
     "ScheduleHandle",
+    "TowerLayerReport",
+    "TowerViews",
     "apply_prefix",
     "apply_reduction",
     "apply_schedule",

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from scheduler_search.errors import UnsupportedError
-from scheduler_search.reducers import Reducer
+from scheduler_search.reducers import Prompt, Reducer
 from scheduler_search.runtime.cache import cache_bytes, sliding_layers
 from scheduler_search.runtime.families import Family
 from scheduler_search.runtime.injection import Injection
@@ -30,6 +30,7 @@ from scheduler_search.runtime.prompts import Asked, PromptReader
 from scheduler_search.runtime.refusals import (
     attention_implementation,
     check_attention,
+    check_behind_tower,
     check_generation,
     check_labels,
     check_not_compiling,
@@ -40,6 +41,9 @@ from scheduler_search.runtime.refusals import (
 )
 from scheduler_search.runtime.report import LayerReport, Report
 from scheduler_search.runtime.tap import AttentionInputs, AttentionTap, Listener, subscribe, unsubscribe
+from scheduler_search.runtime.tower import TowerHooks
+from scheduler_search.runtime.tower_plan import entry_reads, plan_tower
+from scheduler_search.runtime.views import Arrival, TowerViews, given_views, lay_out
 from scheduler_search.schedule.values import Reduction
 
 
@@ -75,6 +79,11 @@ class ScheduleHandle:
         self._layers: list[nn.Module] = list(family.decoder(model).layers)  # type: ignore[arg-type]
         self._implementation = attention_implementation(model, family)
         rules = (decoder,) if entry is None else (entry, decoder)
+        wanted = entry_reads(model, family, reduction.entry_rule)
+        if entry is not None and reduction.vision is not None and reduction.vision.keep_rates[-1] < 1.0:
+            check_behind_tower(entry.reads, entry.rule.name)
+        tower = plan_tower(model, family, reduction.vision, wanted)
+        self._tower = None if tower is None else TowerHooks(tower)
         self._reader = PromptReader(family, model.config, rules)
         self._pass = _Pass()
         self._report: Report | None = None
@@ -117,8 +126,23 @@ class ScheduleHandle:
         finally:
             self._pass.asked = before
 
+    @contextlib.contextmanager
+    def tower_views(self, views: TowerViews | None) -> Iterator[None]:
+        """Give what the tower gave beside the features that this thread passes as ``mm_encoder_outputs``.
+
+        Only entry rules that read the tower, and reductions inside it, need it: see ``compute_features``.
+        """
+        before = self._pass.asked
+        self._pass.asked = replace(before, views=views)
+        try:
+            yield
+        finally:
+            self._pass.asked = before
+
     def remove(self) -> None:
         """Take the schedule off the model; a second call does nothing."""
+        if self._tower is not None:
+            self._tower.remove()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -153,6 +177,8 @@ class ScheduleHandle:
         if self._first == len(self._layers):
             return  # nothing is ever dropped
         self._hooks.append(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
+        if self._tower is not None:
+            self._tower.attach()
         windowed = sliding_layers(self._family.decoder(self.model).config)
         for layer in sorted({0, *windowed, *range(self._first, len(self._layers))}):
             hook = functools.partial(self._enter_layer, layer)
@@ -210,10 +236,12 @@ class ScheduleHandle:
             check_generation(self.model, args, kwargs)
             before = self._pass.asked
             self._pass.asked = replace(before, generates=True, slots=prompt_slots(args, kwargs))
+            self._forget_tower(kwargs)  # it runs in front of the first pass
             try:
                 return generate(*args, **kwargs)
             finally:
                 self._pass.asked = before
+                self._forget_tower({})
 
         guarded.handle = self  # type: ignore[attr-defined]
         self.model.generate = guarded  # type: ignore[assignment]
@@ -230,8 +258,9 @@ class ScheduleHandle:
         reduces = self._first < len(self._layers)
         if reduces:
             check_not_compiling()
-        cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
+        if not current.asked.generates or kwargs.get("pixel_values") is not None:
+            self._forget_tower(kwargs)
+        if _continues(kwargs):
             if reduces:
                 current.state = Continuation(self._masks())
             return
@@ -244,14 +273,34 @@ class ScheduleHandle:
 
     def _plan(self, arguments: dict[str, Any]) -> None:
         prompt = self._reader.read(arguments, self._pass.asked)
-        plan = Plan.of(self.reduction.keep_rates, prompt.vision_tokens)
+        plan = self._plan_of(prompt.vision_tokens)
         self._pass.plan, self._pass.slots = plan, prompt.slots
         if self._prefix is not None:
             self._prefix.check(prompt, plan, cached=arguments.get("past_key_values") is not None)
         if plan.reduces:
             self._family.check_prompt(self.model.config, prompt.slots)
         if plan.reduces or self._prefix is not None:
-            self._pass.state = Prefill(prompt, plan, self._entry, self._decoder, self._masks(), self._prefix)
+            tower = None if self._tower is None else functools.partial(self._arrival, prompt, plan)
+            self._pass.state = Prefill(prompt, plan, self._entry, self._decoder, self._masks(), self._prefix, tower)
+
+    def _arrival(self, prompt: Prompt, plan: Plan, device: torch.device) -> Arrival:
+        """What the tower gave for the images of a prompt."""
+        assert self._tower is not None
+        views = self._pass.asked.views if self._tower.views is None else self._tower.views
+        reads = self._tower.plan.wanted if plan.chooses_at(0) else ()
+        if not any(prompt.vision_tokens) or (plan.survivors is None and not reads):
+            return Arrival(None)
+        views = given_views(views, reads, reduced=plan.survivors is not None)
+        return lay_out(views, prompt, reads[0] if reads else None, device)
+
+    def _forget_tower(self, arguments: dict[str, Any]) -> None:
+        if self._tower is not None:
+            self._tower.forget(whole=_continues(arguments))
+
+    def _plan_of(self, vision_tokens: tuple[int, ...]) -> Plan:
+        if self._tower is None or not self._tower.plan.reduces:
+            return Plan.of(self.reduction.keep_rates, vision_tokens)
+        return Plan.under(self.reduction, vision_tokens, self._tower.plan.tower.patches)
 
     def _in_prefill(self) -> bool:
         return isinstance(self._pass.state, Prefill)
@@ -295,6 +344,8 @@ class ScheduleHandle:
     def _end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         current = self._pass
         plan, state = current.plan, current.state
+        if not current.asked.generates:
+            self._forget_tower({})
         current.state = current.plan = current.injection = None
         if plan is None or output is None:  # a continuation, or an exception
             return
@@ -304,7 +355,8 @@ class ScheduleHandle:
         slots = state.slots if isinstance(state, Prefill) else [current.slots] * layers
         sizes = cache_bytes(getattr(output, "past_key_values", None), layers)
         rows = zip(range(1, layers + 1), slots, plan.counts, sizes, strict=True)
-        self._report = Report(tuple(LayerReport(*row) for row in rows), plan.vision_tokens)
+        tower = () if self._tower is None else self._tower.plan.report
+        self._report = Report(tuple(LayerReport(*row) for row in rows), plan.vision_tokens, tower)
 
     def _masks(self) -> Masks:
         implementation = attention_implementation(self.model, self._family)
@@ -317,6 +369,12 @@ class ScheduleHandle:
             )
         additive: torch.dtype | None = self.model.dtype if implementation == "eager" else None  # type: ignore[assignment]
         return Masks(additive, padding=pads_alone(implementation))
+
+
+def _continues(arguments: dict[str, Any]) -> bool:
+    """Whether a call is about what follows on a prompt that is in its cache."""
+    cache = arguments.get("past_key_values")
+    return cache is not None and cache.get_seq_length() > 0
 
 
 def _forward(module: nn.Module, others: tuple[Any, ...], hidden: torch.Tensor, arguments: dict[str, Any]) -> object:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler_search.schedule.counts import keep_counts
+from scheduler_search.schedule.counts import keep_count, keep_counts
+from scheduler_search.schedule.values import Reduction
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,12 @@ class Plan:
     Args:
         counts: ``counts[layer][sample]`` vision tokens at the input of each decoder layer, 0-based.
         vision_tokens: N of each sample.
+        survivors: how many of them a reduction inside the tower leaves; None for all.
     """
 
     counts: tuple[tuple[int, ...], ...]
     vision_tokens: tuple[int, ...]
+    survivors: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, keep_rates: Sequence[float], vision_tokens: tuple[int, ...]) -> Plan:
@@ -27,9 +30,32 @@ class Plan:
         counts = zip(*(per_size[size] for size in vision_tokens), strict=True)
         return cls(tuple(counts), vision_tokens)
 
+    @classmethod
+    def under(cls, reduction: Reduction, vision_tokens: tuple[int, ...], patches: int | None) -> Plan:
+        """The plan of a reduction that may act in the tower too.
+
+        A layer with the rate that the tower ends with keeps all that the tower leaves: of several images, that may be
+        some tokens more or less than the rate leaves of their sum.
+
+        Args:
+            patches: of one image; None where the tower is whole.
+        """
+        plan = cls.of(reduction.keep_rates, vision_tokens)
+        if reduction.vision is None or patches is None or reduction.vision.keep_rates[-1] == 1.0:
+            return plan
+        rate = reduction.vision.keep_rates[-1]
+        survivors = tuple(size // patches * keep_count(rate, patches) for size in vision_tokens)
+        counts = tuple(
+            survivors if own == rate else tuple(map(min, found, survivors))
+            for own, found in zip(reduction.keep_rates, plan.counts, strict=True)
+        )
+        return cls(counts, vision_tokens, survivors)
+
     def before(self, layer: int) -> tuple[int, ...]:
         """Vision tokens that arrive at a layer, before its own reduction."""
-        return self.counts[layer - 1] if layer else self.vision_tokens
+        if layer:
+            return self.counts[layer - 1]
+        return self.vision_tokens if self.survivors is None else self.survivors
 
     def reduces_at(self, layer: int) -> bool:
         """Whether any sample loses tokens in front of this layer."""

@@ -31,6 +31,7 @@ from scheduler_search.runtime.refusals import check_window
 from scheduler_search.runtime.rows import RowReader
 from scheduler_search.runtime.seen import Seen, look
 from scheduler_search.runtime.tap import AttentionInputs
+from scheduler_search.runtime.views import Arrival
 
 LayerArguments = tuple[torch.Tensor, dict[str, Any]]
 
@@ -72,6 +73,8 @@ class Prefill:
         entry: rule in front of the first layer; ``decoder``: rule in front of the others.
         masks: form of the attention masks.
         prefix: where to start, and what to keep. With one, the plan may drop nothing.
+        tower: gives what the vision tower left and what the rules read of it, once the decoder starts; None for the
+            whole tower, of which nothing is read.
     """
 
     def __init__(
@@ -82,14 +85,16 @@ class Prefill:
         decoder: Reducer,
         masks: Masks,
         prefix: PrefixRun | None = None,
+        tower: Callable[[torch.device], Arrival] | None = None,
     ) -> None:
         self.prompt, self.plan, self.masks = prompt, plan, masks
-        self.prefix = prefix
+        self.prefix, self.tower = prefix, tower
         self.captured: Prefix | None = None
         self.entry, self.decoder = entry, decoder
         self.kept: Kept | None = None
         self.slots = [prompt.slots] * len(plan.counts)
         self._seen: Seen | None = None
+        self._sizes: torch.Tensor | None = None
         self._looks_ahead = False
         self._vision: torch.Tensor | None = None
         self._rows = RowReader(prompt)
@@ -113,6 +118,8 @@ class Prefill:
             if layer < self.prefix.first:
                 return None  # it is passed over
             self._resume_and_capture(self.prefix, layer, hidden, cache)
+        if layer == 0 and self.tower is not None:
+            hidden = self._arrive(self.tower(hidden.device), hidden)
         if self._reads_ahead(layer):
             self._look_ahead(hidden, arguments, forward)
         if self.plan.reduces_at(layer):
@@ -123,6 +130,16 @@ class Prefill:
         if cache is not None:
             cache.layers[layer].kept = self.kept
         return hidden, self._cut(arguments, self.kept)
+
+    def _arrive(self, arrival: Arrival, hidden: torch.Tensor) -> torch.Tensor:
+        """Leave out what the tower has dropped, whose features are not numbers."""
+        if arrival.kept is not None:
+            tokens = self._tokens(0, hidden)
+            hidden = self._compact(hidden, tokens.vision & arrival.kept, tokens, self.plan.before(0))
+            assert self.kept is not None
+            arrival = arrival.at(self.kept)
+        self._seen, self._sizes = arrival.seen, arrival.sizes
+        return hidden
 
     def wants_attention(self, layer: int) -> bool:
         """Whether the rule reads the attention of this layer, in front of the next."""
@@ -206,8 +223,8 @@ class Prefill:
             stay, hidden = reduced.kept, reduced.hidden
         else:  # each sample keeps all of its tokens, or none
             stay = tokens.vision & (tokens.keep > 0)[:, None]
-        self._seen = None
-        return self._compact(layer, hidden, stay, tokens)
+        self._seen = self._sizes = None
+        return self._compact(hidden, stay, tokens, self.plan.counts[layer])
 
     def _reducer(self, layer: int) -> Reducer:
         if layer or self.entry is None:
@@ -235,11 +252,13 @@ class Prefill:
             prompt=self.prompt,
             rows=seen.rows,
             keys=seen.keys,
+            sizes=self._sizes,
         )
 
-    def _compact(self, layer: int, hidden: torch.Tensor, kept: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    def _compact(
+        self, hidden: torch.Tensor, kept: torch.Tensor, tokens: Tokens, counts: tuple[int, ...]
+    ) -> torch.Tensor:
         """Squeeze out dropped tokens, padding and old fillers; fillers are zero, since 0 x NaN would be NaN."""
-        counts = self.plan.counts[layer]
         lengths = [text + vision for text, vision in zip(self.prompt.text_tokens, counts, strict=True)]
         slots = max(lengths)
         stay = kept | self._real(~tokens.vision)

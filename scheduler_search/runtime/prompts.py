@@ -17,6 +17,7 @@ import torch
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Grid, Prompt, Reducer
 from scheduler_search.runtime.families import Family
+from scheduler_search.runtime.views import TowerViews
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Asked:
         vision: [B, S] bool, for prompts that come as embeddings; None if nothing was said.
         generates: whether a ``generate`` of the hooked model is under way.
         slots: length of the prompt that this ``generate`` was given; None if it is not known, or none is under way.
+        views: what the tower gave beside features that were computed before.
     """
 
     vision: torch.Tensor | None = None
     generates: bool = False
     slots: int | None = None
+    views: TowerViews | None = None
 
 
 class PromptReader:

@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from scheduler_search.errors import UnsupportedError
+from scheduler_search.rule import Reads
 from scheduler_search.runtime.cache import check_cache
 from scheduler_search.runtime.families import Family
+from scheduler_search.runtime.families.tower import Tower
 from scheduler_search.schedule.values import Reduction
 
 FLASH_ATTENTION = "flash_attention_2"
@@ -17,17 +19,12 @@ _PLACE = "model under a schedule"
 _DYNAMIC = (None, "dynamic", "dynamic_full")
 # The name that the model gets where transformers takes the kernel from the hub instead of the package flash_attn.
 _KERNELS = {"kernels-community/flash-attn2": FLASH_ATTENTION}
+_TOWER_ROWS = ("class", "vision", "every")
 _PACKED = ("cu_seq_lens_q", "cu_seq_lens_k")
 
 
 def check_model(model: nn.Module, family: Family, reduction: Reduction) -> None:
     """UnsupportedError for a model, or a part of a schedule, that cannot be hooked."""
-    if reduction.vision is not None:
-        raise UnsupportedError(
-            "a schedule can only reduce at the entry of the decoder and inside it",
-            actual="a vision-tower block",
-            remedy="apply a schedule without one",
-        )
     compiled = [name for name, part in model.named_modules() if _is_compiled(part)]
     if compiled:
         raise UnsupportedError(
@@ -47,6 +44,80 @@ def _check_first_layers(family: Family, reduction: Reduction) -> None:
             actual=f"keep rates {rates}",
             place=family.architecture,
             remedy="search a schedule whose reduction starts later",
+        )
+
+
+def check_tower_rates(tower: Tower, rates: tuple[float, ...], place: str) -> None:
+    """UnsupportedError for keep rates that the layers of a tower cannot follow."""
+    used = tower.used_layers
+    if len(rates) != len(tower.layers):
+        rule, actual = f"the tower has {len(tower.layers)} layers, and each has one keep rate", f"{len(rates)} rates"
+    elif rates[0] < 1.0:
+        rule, actual = "the first tower layer must get every patch, since nothing has ranked them yet", f"{rates[0]:g}"
+    elif any(rate != rates[used - 1] for rate in rates[used:]):
+        rule = f"tower layers behind the {used} that the decoder reads must have the keep rate of the last of these"
+        actual = ", ".join(f"{rate:g}" for rate in rates[used - 1 :])
+    else:
+        return
+    raise UnsupportedError(rule, actual=actual, place=place, remedy="change the tower's keep rates")
+
+
+def check_tower_rule(tower: Tower, reads: Reads, rule: str) -> None:
+    """UnsupportedError for a rule that reads what no image has, or what this tower has not, inside the tower."""
+    _check_tower_rows(tower, reads, rule)
+    if reads.ids or reads.text:
+        raise UnsupportedError(
+            "a rule inside the tower can look at images alone",
+            actual="one that reads the prompt",
+            place=f"rule {rule!r}",
+            remedy="use the rule at the entry of the decoder or inside it",
+        )
+    if reads.sizes and pads_alone(tower.implementation):
+        raise UnsupportedError(
+            "proportional attention needs an attention implementation that takes a bias",
+            actual=repr(tower.implementation),
+            place=f"rule {rule!r}",
+            remedy="load the model with attn_implementation='sdpa'",
+        )
+
+
+def check_entry_rule(tower: Tower, reads: Reads, rule: str) -> None:
+    """UnsupportedError for a rule in front of the decoder that reads what this tower does not have."""
+    _check_tower_rows(tower, reads, rule)
+    layers = len(tower.layers)
+    if not -layers <= reads.tower_layer < layers:
+        raise UnsupportedError(
+            f"the tower layer that a rule reads must be one of {layers}",
+            actual=reads.tower_layer,
+            place=f"rule {rule!r}",
+        )
+
+
+def check_behind_tower(reads: Reads, rule: str) -> None:
+    """UnsupportedError for an entry rule that needs whole images, where the tower leaves some of their patches."""
+    if reads.grids:
+        raise UnsupportedError(
+            "a rule that reads the grid of the patches needs all of them",
+            actual="a reduction inside the tower in front of it",
+            place=f"rule {rule!r}",
+            remedy="use an entry rule that ranks patches one by one, or leave the tower whole",
+        )
+
+
+def _check_tower_rows(tower: Tower, reads: Reads, rule: str) -> None:
+    if reads.rows is not None and reads.rows not in _TOWER_ROWS:
+        raise UnsupportedError(
+            f"of the tower, a rule can read the attention of {', '.join(_TOWER_ROWS)} tokens",
+            actual=repr(reads.rows),
+            place=f"rule {rule!r}",
+            remedy="use the rule inside the decoder",
+        )
+    if reads.rows == "class" and not tower.class_tokens:
+        raise UnsupportedError(
+            "a rule that ranks by the class token needs a tower that has one (CLIP)",
+            actual=type(tower.module).__name__,
+            place=f"rule {rule!r}",
+            remedy="use a rule that reads no class token, or a decoder rule",
         )
 
 

@@ -23,11 +23,32 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class TowerLayerReport:
+    """One layer of the vision tower under a reduction inside it, for each image.
+
+    Args:
+        layer: 1-based.
+        tokens: slots at the layer's input, class tokens included.
+        vision_tokens: patches among them.
+    """
+
+    layer: int
+    tokens: int
+    vision_tokens: int
+
+
+@dataclass(frozen=True)
 class Report:
-    """The last prefill under a schedule; ``vision_tokens`` is N of each sample, before any reduction."""
+    """The last prefill under a schedule.
+
+    Args:
+        vision_tokens: N of each sample, before any reduction.
+        tower: layers of the vision tower; empty where it is whole.
+    """
 
     layers: tuple[LayerReport, ...]
     vision_tokens: tuple[int, ...]
+    tower: tuple[TowerLayerReport, ...] = ()
 
     @property
     def kv_bytes(self) -> int:

@@ -24,6 +24,7 @@ class Cohere2Vision(Family):
 
     architecture = "Cohere2VisionForConditionalGeneration"
     model_type = "cohere2_vision"
+    merges = "projector merges patches two by two"
     decoders = ("cohere2",)
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:  # noqa: ARG002

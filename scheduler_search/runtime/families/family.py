@@ -17,6 +17,7 @@ from torch import nn
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Grid, image_runs
 from scheduler_search.runtime.families.parts import decoder_fields, tower_fields
+from scheduler_search.runtime.families.tower import Tower
 from scheduler_search.runtime.injection import Injection
 from scheduler_search.schedule.cost import ModelShape
 
@@ -33,6 +34,7 @@ class Family(abc.ABC):
         decoders: ``config.text_config.model_type`` of the decoders whose layers were tested with the hooks.
         attention: attention implementations whose masks and scores are served.
         whole_layers: leading decoder layers that must see every vision token; nothing may be dropped in front of them.
+        merges: why ``vision_tower`` is refused.
     """
 
     architecture: str
@@ -40,6 +42,7 @@ class Family(abc.ABC):
     decoders: tuple[str, ...]
     attention: frozenset[str] = MASKED | {"flash_attention_2"}
     whole_layers: int = 0
+    merges: str = "projector was not tested with fewer patches"
 
     # -- what each family says
 
@@ -134,7 +137,17 @@ class Family(abc.ABC):
         module: nn.Module = model.get_decoder()  # type: ignore[operator]
         return module
 
+    def vision_tower(self, model: nn.Module) -> Tower:  # noqa: ARG002
+        """The vision tower, for rules that read it or act inside it; UnsupportedError where it cannot be served."""
+        raise self.no_tower(f"a family whose {self.merges}")
+
     # -- for the families' own use
+
+    def no_tower(self, actual: str) -> UnsupportedError:
+        """The refusal of ``vision_tower``; ``actual`` is the reason."""
+        rule = "a rule in the vision tower, or one that reads it, needs patches that are the vision tokens one by one"
+        remedy = "use a decoder rule, or an entry rule that reads nothing of the tower"
+        return self.refuse(rule, actual=actual, remedy=remedy)
 
     def refuse(self, rule: str, *, actual: object, remedy: str) -> UnsupportedError:
         """An UnsupportedError about a model of this family."""

@@ -58,6 +58,7 @@ class Gemma3(Family):
 
     architecture = "Gemma3ForConditionalGeneration"
     model_type = "gemma3"
+    merges = "projector averages neighbouring patches"
     attention = MASKED
     decoders = ("gemma3_text",)
 

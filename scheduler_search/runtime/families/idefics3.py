@@ -19,6 +19,7 @@ class Idefics3(Family):
 
     architecture = "Idefics3ForConditionalGeneration"
     model_type = "idefics3"
+    merges = "projector merges neighbouring patches"
     decoders = ("llama",)
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:

@@ -17,6 +17,7 @@ class InternVL(Family):
 
     architecture = "InternVLForConditionalGeneration"
     model_type = "internvl"
+    merges = "projector merges patches two by two"
     decoders = ("llama", "qwen2", "qwen3")
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:

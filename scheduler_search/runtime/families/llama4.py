@@ -21,6 +21,7 @@ class Llama4(Family):
 
     architecture = "Llama4ForConditionalGeneration"
     model_type = "llama4"
+    merges = "tower merges patches two by two"
     attention = MASKED  # chunks of attention are in the masks alone
     decoders = ("llama4_text",)
 

@@ -22,6 +22,7 @@ class LlavaNext(Family):
 
     architecture = "LlavaNextForConditionalGeneration"
     model_type = "llava_next"
+    merges = "images are tiles, joined and cut behind the tower"
     decoders = ("llama", "mistral", "qwen2")
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:  # noqa: ARG002

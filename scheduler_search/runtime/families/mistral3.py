@@ -20,6 +20,7 @@ class Mistral3(Family):
 
     architecture = "Mistral3ForConditionalGeneration"
     model_type = "mistral3"
+    merges = "images are packed into one sequence, and their patches merged"
     decoders: tuple[str, ...] = ("ministral3", "mistral")
 
     def served_attention(self, config: Any) -> frozenset[str]:

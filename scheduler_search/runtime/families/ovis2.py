@@ -20,6 +20,7 @@ class Ovis2(Family):
 
     architecture = "Ovis2ForConditionalGeneration"
     model_type = "ovis2"
+    merges = "tower merges patches two by two"
     decoders = ("llama", "qwen2")
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:  # noqa: ARG002

@@ -14,6 +14,8 @@ from scheduler_search.schedule.cost import DecoderShape, VisionShape
 class PackedFamily(Family):
     """A family whose processor packs the patches of all images, of any size, into one sequence (``image_grid_thw``)."""
 
+    merges = "images are packed into one sequence, and their patches merged"
+
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:  # noqa: ARG002
         """Refused: as many rows as the image is high."""
         raise self.no_grid(f"{vision_tokens} tokens of images of any height and width")

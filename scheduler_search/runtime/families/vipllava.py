@@ -20,6 +20,7 @@ class VipLlava(Family):
 
     architecture = "VipLlavaForConditionalGeneration"
     model_type = "vipllava"
+    merges = "projector reads several tower layers at once"
     decoders = ("llama", "mistral", "qwen2")
 
     def grids(self, config: Any, vision_tokens: int) -> tuple[Grid, ...]:

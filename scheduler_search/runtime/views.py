@@ -1,0 +1,198 @@
+"""What a run of the vision tower gave beside its features: what entry rules read of it, and which patches it left.
+
+Knows: images and their patches, and where they are in the prompts of a batch. Does not know: how it came about
+(``tower``), or who reads it (``prefill``).
+
+Shapes: K images, P patches of each, B samples, S0 slots of the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from scheduler_search.errors import UnsupportedError
+from scheduler_search.reducers import AttentionRows, Prompt
+from scheduler_search.rule import Reads
+from scheduler_search.runtime.layout import Kept, gather_tokens
+from scheduler_search.runtime.prefix import to_device
+from scheduler_search.runtime.seen import Seen
+
+
+@dataclass(frozen=True)
+class TowerViews:
+    """What the tower gave for the images of a batch, in their order. Tensors are shared, never written to.
+
+    Args:
+        images: K.
+        patches: P.
+        seen: by what was asked for, with ``tower_layer`` counted from 0: attention [K, P], rows [K, R, P] (their slots
+            are patches, -1 for the class token), keys [K, P, H, E]; zero for patches that were dropped before.
+        kept: [K, P] bool, the patches that the tower left; None for all.
+        sizes: [K, P] patches that each one stands for; None where they were not followed.
+    """
+
+    images: int
+    patches: int
+    seen: Mapping[Reads, Seen]
+    kept: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+
+    def serves(self, wanted: Iterable[Reads]) -> bool:
+        """Whether everything that is asked for is here."""
+        return all(one in self.seen for one in wanted)
+
+    def to(self, device: torch.device) -> TowerViews:
+        """The same on a device; tensors that are there already are shared."""
+        seen = {reads: one.to(device) for reads, one in self.seen.items()}
+        return replace(self, seen=seen, kept=to_device(self.kept, device), sizes=to_device(self.sizes, device))
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the tensors."""
+        tensors = [self.kept, self.sizes, *(tensor for one in self.seen.values() for tensor in one.tensors)]
+        return sum(one.numel() * one.element_size() for one in tensors if one is not None)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What a rule at the entry reads of the tower, and what is left by it, at the slots of a layer's input.
+
+    Args:
+        seen: as ``Tokens`` has it: attention [B, S], rows [B, R, S], keys [B, S, H, E]; None where nothing is read.
+        kept: [B, S] bool, the vision tokens that the tower left; None for all.
+        sizes: [B, S] patches that each one stands for; None where they were not followed.
+    """
+
+    seen: Seen | None
+    kept: torch.Tensor | None = None
+    sizes: torch.Tensor | None = None
+
+    def at(self, kept: Kept) -> Arrival:
+        """The same at the slots that are left; query rows that are not are without weight."""
+        index, seen = kept.position, self.seen
+        if seen is not None:
+            attention = None if seen.attention is None else gather_tokens(seen.attention, index, 1)
+            keys = None if seen.keys is None else gather_tokens(seen.keys, index, 1)
+            seen = Seen(attention, None if seen.rows is None else _rows_at(seen.rows, index, kept.prompt), keys)
+        return Arrival(seen, None, None if self.sizes is None else gather_tokens(self.sizes, index, 1))
+
+
+def _rows_at(rows: AttentionRows, index: torch.Tensor, slots: int) -> AttentionRows:
+    index = index.to(rows.slots.device)
+    present = torch.full((len(index), slots), -1, device=index.device)
+    present.scatter_(1, index, torch.arange(index.shape[1], device=index.device).expand_as(index))
+    place = present.gather(1, rows.slots)
+    weights = rows.weights.masked_fill(place < 0, 0.0)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return AttentionRows(gather_tokens(rows.values, index, 2), place.clamp(min=0), weights)
+
+
+def given_views(views: TowerViews | None, wanted: Iterable[Reads], *, reduced: bool) -> TowerViews:
+    """What a prefill needs of the tower; UnsupportedError if it is not there.
+
+    Args:
+        reduced: whether there must be a reduction inside the tower.
+    """
+    if views is None or not views.serves(wanted) or (views.kept is not None) != reduced:
+        raise UnsupportedError(
+            "vision features that were computed before must come with what the rules read of the tower",
+            actual="features without it" if views is None else "what another reduction gave",
+            place="handle.tower_views",
+            remedy="pass pixel_values, or what compute_features gives beside the features",
+        )
+    return views
+
+
+def lay_out(views: TowerViews, prompt: Prompt, reads: Reads | None, device: torch.device) -> Arrival:
+    """What a run of the tower gave, at the slots of the prompts that its images stand in.
+
+    Args:
+        reads: what is read, as ``views.seen`` has it; None for nothing.
+
+    Raises:
+        UnsupportedError: the images of the prompts are not those of the run.
+    """
+    places, views = _Places.of(prompt, views).to(device), views.to(device)
+    seen = None
+    if reads is not None:
+        found = views.seen[reads]
+        attention = None if found.attention is None else places.spread(found.attention)
+        keys = None if found.keys is None else places.spread(found.keys)
+        seen = Seen(attention, None if found.rows is None else places.spread_rows(found.rows), keys)
+    kept = None if views.kept is None else places.spread(views.kept)
+    return Arrival(seen, kept, None if views.sizes is None else places.spread(views.sizes))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where each image of the prompts is, I of them: beam search has every sample, and its images, several times.
+
+    Args:
+        image: [I] which image of the run it is.
+        sample: [I]; ``number``: [I] which of its sample's images.
+        slots: [I, P].
+        per_sample: [B] images of each sample.
+        shape: B and S0.
+        most: images of the sample that has most.
+    """
+
+    image: torch.Tensor
+    sample: torch.Tensor
+    number: torch.Tensor
+    slots: torch.Tensor
+    per_sample: torch.Tensor
+    shape: tuple[int, int]
+    most: int
+
+    @classmethod
+    def of(cls, prompt: Prompt, views: TowerViews) -> _Places:
+        sample, slot = np.nonzero(prompt.vision)
+        counts, P = np.array(prompt.vision_tokens), views.patches
+        total = len(slot) // P
+        times = total // views.images if views.images else 0
+        if (counts % P).any() or not times or total % views.images or prompt.samples % times:
+            raise UnsupportedError(
+                f"the vision tokens of a sample must be whole images of {P}, all of them from the tower",
+                actual=f"{len(slot)} vision tokens for {views.images} images",
+                place="the vision tower",
+            )
+        images = counts // P
+        first = np.cumsum(images) - images
+        start = np.cumsum(images[::times]) - images[::times]  # of each sample, among the images of the run
+        number = np.arange(total) - np.repeat(first, images)
+        return cls(
+            image=torch.from_numpy(np.repeat(np.repeat(start, times), images) + number),
+            sample=torch.from_numpy(sample[::P].copy()),
+            number=torch.from_numpy(number),
+            slots=torch.from_numpy(slot.reshape(total, P)),
+            per_sample=torch.from_numpy(images),
+            shape=(prompt.samples, prompt.slots),
+            most=int(images.max()),
+        )
+
+    def to(self, device: torch.device) -> _Places:
+        names = ("image", "sample", "number", "slots", "per_sample")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def spread(self, values: torch.Tensor) -> torch.Tensor:
+        """[K, P, ...] of the images at the slots of the prompts, [B, S0, ...]; zero at all others."""
+        chosen = values.index_select(0, self.image)
+        found = values.new_zeros(self.shape[0] * self.shape[1], *values.shape[2:])
+        flat = self.sample[:, None] * self.shape[1] + self.slots
+        return found.index_copy_(0, flat.flatten(), chosen.flatten(0, 1)).view(*self.shape, *values.shape[2:])
+
+    def spread_rows(self, rows: AttentionRows) -> AttentionRows:
+        """The rows of all images of a sample side by side; that of a class token is at its image's first patch."""
+        (B, S), R = self.shape, rows.slots.shape[1]
+        chosen = [part.index_select(0, self.image) for part in (rows.values, rows.slots, rows.weights)]
+        values = rows.values.new_zeros(B, self.most, R, S)
+        values[self.sample[:, None], self.number[:, None], :, self.slots] = chosen[0].transpose(1, 2)
+        slots = self.slots.new_zeros(B, self.most, R)
+        slots[self.sample, self.number] = self.slots.gather(1, chosen[1].clamp(min=0))
+        weights = rows.weights.new_zeros(B, self.most, R)
+        weights[self.sample, self.number] = chosen[2] / self.per_sample[self.sample][:, None]
+        return AttentionRows(values.view(B, -1, S), slots.view(B, -1), weights.view(B, -1))
