@@ -16,6 +16,7 @@ from scheduler_search.search.frontier import Frontier, FrontierDomain
 from scheduler_search.search.g_search import GSearch
 from scheduler_search.search.p_sigmoid import MeanKeepRate, PrefillFlops, PSigmoid
 from scheduler_search.search.refined import RefinedGSearch
+from scheduler_search.search.sites import TowerLayers
 from scheduler_search.search.stage import Effort, Stage
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.search_section import FlopsBudget, ScheduleBudget, SearchSection
@@ -34,7 +35,10 @@ class Algorithm(Protocol):
         """The stage that follows ``decisions`` (one per finished stage, in order); None where the search is over."""
 
     def final(self, decisions: Sequence[Decision]) -> tuple[float, ...]:
-        """Keep rates of all decoder layers under ``decisions``; layers not decided yet hold the last decided rate."""
+        """Keep rates of all layers under ``decisions``; layers not decided yet hold the last decided rate.
+
+        Those of the decoder, and in front of them those of the tower where the study reduces in it.
+        """
 
 
 def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, split: SplitDescription) -> Algorithm:
@@ -51,16 +55,7 @@ def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, s
     """
     search = definition.search
     if search.algorithm == "g-search":
-        greedy = GSearch(
-            layers=layers,
-            max_vision_tokens=max(split.vision_tokens),
-            first_layer=search.first_layer,
-            stride=search.stride,
-            cost=SplitCost(shape, split.vision_tokens, split.text_tokens),
-            penalty=search.penalty_value,
-            penalty_unit=search.penalty_unit,
-            effort=_effort(search),
-        )
+        greedy = _greedy(definition, layers, shape, split)
         return RefinedGSearch(greedy) if search.refine else greedy
     if search.algorithm == "frontier":
         return _frontier(search, layers, shape, split)
@@ -72,6 +67,25 @@ def algorithm_for(definition: StudyDefinition, layers: int, shape: ModelShape, s
         vision_tokens=split.vision_tokens,
         text_tokens=split.text_tokens,
         effort=_effort(search),
+    )
+
+
+def _greedy(definition: StudyDefinition, layers: int, shape: ModelShape, split: SplitDescription) -> GSearch:
+    search, places, most = definition.search, definition.places, max(split.vision_tokens)
+    tower = TowerLayers.of(shape.vision, search, most) if "vision" in places else None
+    in_front = 0 if tower is None else tower.layers
+    cost = SplitCost(shape, split.vision_tokens, split.text_tokens)
+    return GSearch(
+        layers=layers,
+        max_vision_tokens=most,
+        first_layer=search.first_layer,
+        stride=search.stride,
+        cost=lambda rates: cost(rates[in_front:], rates[:in_front]),
+        penalty=search.penalty_value,
+        penalty_unit=search.penalty_unit,
+        effort=_effort(search),
+        places=places,
+        tower=tower,
     )
 
 

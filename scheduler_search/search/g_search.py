@@ -1,21 +1,27 @@
 """G-Search: layer by layer, from shallow to deep, the keep rate that trades score for tokens best.
 
-Knows: seed 003, section 3.2 and Algorithm 1. Does not know: how a candidate is scored, or in which order candidates
-are tried.
+Knows: seed 003, section 3.2 and Algorithm 1, over any of the places that tokens pass (``sites``). Does not know: how a
+candidate is scored, or in which order candidates are tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import takewhile
 from typing import Literal
 
 from scheduler_search.errors import SearchError
-from scheduler_search.schedule.families import free
+from scheduler_search.rule import Place
+from scheduler_search.search.sites import Sites, TowerLayers
 from scheduler_search.search.stage import Candidate, Effort, Stage
 from scheduler_search.study.states import Decision
 
 TERA = 1e12
+
+# Rates j / M and j / P that differ by less are one.
+_ROUNDING = 1.0 - 1e-12
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,19 @@ class GSearch:
     the score on the search split falls by at most ``penalty``: each stage loses at most penalty * (r_prev - r), and
     the sum telescopes. A penalty per TFLOP telescopes likewise: the score falls by at most penalty * (TFLOPs saved).
 
+    With a rule at other places it is the same search over more sites: first the searched layers of the tower (r = j / P
+    of the P patches of an image, at least one of them), then the rate at the entry, then the decoder's layers.
+
     Args:
         layers: L, decoder layers.
         max_vision_tokens: M, the largest number of vision tokens of a sample of the search split.
-        cost: mean prefill FLOPs over the search split, of keep rates.
+        cost: mean prefill FLOPs over the search split, of keep rates (those of the tower in front).
         first_layer: first searched layer, 1-based.
         penalty: lambda of seed 003, equation 2.
         penalty_unit: what lambda is per: a keep rate of 1 at the layer (seed 003), or a TFLOP of the whole prefill.
         effort: of a stage; the anchor does not count as one of ``effort.initial``.
+        places: where the rule acts.
+        tower: what of the tower is searched; None where the rule does not act in it.
     """
 
     layers: int
@@ -46,6 +57,8 @@ class GSearch:
     penalty: float = 0.01
     penalty_unit: Literal["keep-rate", "tflop"] = "keep-rate"
     effort: Effort = field(default_factory=Effort)
+    places: tuple[Place, ...] = ("decoder",)
+    tower: TowerLayers | None = None
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no search."""
@@ -57,48 +70,50 @@ class GSearch:
                 f"first_layer must be at most {self.layers}, the layers of the model", actual=self.first_layer
             )
 
-    @property
-    def searched_layers(self) -> tuple[int, ...]:
-        """The 1-based layers that get a stage, unless an earlier stage has removed every token."""
-        return tuple(range(self.first_layer, self.layers + 1, self.stride))
+    @cached_property
+    def sites(self) -> Sites:
+        """Where keep rates are decided."""
+        return Sites(self.places, self.layers, self.first_layer, self.stride, self.tower)
 
     @property
     def stages(self) -> int:
-        """Number of stages at most."""
-        return len(self.searched_layers)
+        """Number of stages at most: a search ends where an earlier stage has removed every token."""
+        return len(self.sites.all)
 
     def next_stage(self, decisions: Sequence[Decision]) -> Stage | None:
-        """The stage of the next layer; None after the last layer and where no token is left to remove."""
+        """The stage of the next site; None after the last one and where no token is left to remove."""
         if self.is_over(decisions):
             return None
-        searched, previous = self.searched_layers, self._tokens_left(decisions)
+        rates = self._domain(decisions)
         return Stage(
             index=len(decisions),
-            name=f"layer-{searched[len(decisions)]:02d}",
+            name=self.sites.all[len(decisions)].name,
             parameter="keep_rate",
-            candidates=tuple(self._candidate(decisions, count) for count in range(previous + 1)),
-            anchor=previous,
+            candidates=tuple(self._candidate(decisions, rate) for rate in rates),
+            anchor=len(rates) - 1,
             effort=self.effort,
+            tower_layers=self.sites.tower_layers,
         )
 
     def is_over(self, decisions: Sequence[Decision]) -> bool:
-        """Whether no stage follows: after the last layer, and where no token is left to remove."""
-        return len(decisions) >= self.stages or self._tokens_left(decisions) == 0
+        """Whether no stage follows: after the last site, and where no token is left to remove."""
+        return len(decisions) >= self.stages or (bool(decisions) and decisions[-1].value == 0.0)
 
     def final(self, decisions: Sequence[Decision]) -> tuple[float, ...]:
         """Keep rates of all layers; 1.0 before the first decision, the last decided rate after the last."""
-        return self._rates([decision.value for decision in decisions])
+        return self.sites.rates([decision.value for decision in decisions])
 
-    def _tokens_left(self, decisions: Sequence[Decision]) -> int:
-        return round(decisions[-1].value * self.max_vision_tokens) if decisions else self.max_vision_tokens
+    def _domain(self, decisions: Sequence[Decision]) -> tuple[float, ...]:
+        """The rates that a site can have, increasing; the last one is that of the site before."""
+        previous = decisions[-1].value if decisions else 1.0
+        least, tokens = 0, self.max_vision_tokens
+        if self.tower is not None and self.sites.all[len(decisions)].place == "vision":
+            least, tokens = 1, self.tower.tokens
+        rates = (count / tokens for count in range(least, tokens))
+        return (*takewhile(lambda rate: rate < previous * _ROUNDING, rates), previous)
 
-    def _candidate(self, decisions: Sequence[Decision], count: int) -> Candidate:
-        rate = count / self.max_vision_tokens
-        rates = self._rates([*(decision.value for decision in decisions), rate])
+    def _candidate(self, decisions: Sequence[Decision], rate: float) -> Candidate:
+        rates = self.sites.rates([*(decision.value for decision in decisions), rate])
         flops = self.cost(rates)
         penalty = self.penalty * (rate if self.penalty_unit == "keep-rate" else flops / TERA)
-        depth = self.searched_layers[len(decisions)] / self.layers
-        return Candidate(rate, rates, penalty, (rate, depth), flops)
-
-    def _rates(self, values: Sequence[float]) -> tuple[float, ...]:
-        return free(self.layers, dict(zip(self.searched_layers, values, strict=False)))
+        return Candidate(rate, rates, penalty, (rate, self.sites.depth(self.sites.all[len(decisions)])), flops)

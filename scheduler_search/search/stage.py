@@ -25,7 +25,8 @@ class Candidate:
 
     Args:
         value: the keep rate r of G-Search, or the steepness k of P-Sigmoid.
-        keep_rates: what is evaluated, one rate per decoder layer.
+        keep_rates: what is evaluated, one rate per decoder layer; in front of them those of the tower's layers, where a
+            study reduces there.
         penalty: what the objective subtracts from the mean score: lambda * r (seed 003, equation 2), 0 for P-Sigmoid.
         features: coordinates of the surrogate model, each in [0, 1], with the same meaning in all stages of a study.
         flops: mean prefill FLOPs over the search split.
@@ -78,11 +79,12 @@ class Stage:
 
     Args:
         index: position of the stage in its study, from 0.
-        name: ``layer-03`` or ``sigmoid-k``; unique within a study.
+        name: ``layer-03``, ``entry``, ``tower-02`` or ``sigmoid-k``; unique within a study.
         parameter: what a candidate's value stands for: ``keep_rate``, ``k``, or ``budget`` of the frontier.
         candidates: in order of preference; of two equal objectives the earlier candidate wins.
         anchor: position of the candidate of trial 0.
         effort: that the choice is worth.
+        tower_layers: how many of a candidate's keep rates are of layers of the vision tower.
     """
 
     index: int
@@ -91,6 +93,7 @@ class Stage:
     candidates: tuple[Candidate, ...]
     anchor: int
     effort: Effort
+    tower_layers: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a stage without candidates, and an anchor outside of them."""
@@ -116,9 +119,10 @@ class Stage:
 
     @cached_property
     def shared_layers(self) -> int:
-        """Number of first decoder layers at each of which all candidates have the same keep rate."""
+        """Number of first decoder layers up to which all candidates have the same keep rates, the tower included."""
         layers = zip(*(candidate.keep_rates for candidate in self.candidates), strict=True)
-        return sum(1 for _ in takewhile(lambda rates: len(set(rates)) == 1, layers))
+        alike = sum(1 for _ in takewhile(lambda rates: len(set(rates)) == 1, layers))
+        return max(alike - self.tower_layers, 0)
 
     @cached_property
     def domain_digest(self) -> str:

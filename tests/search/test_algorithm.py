@@ -3,13 +3,16 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from scheduler_search.errors import SearchError
 from scheduler_search.schedule.cost import mean_prefill_flops
 from scheduler_search.schedule.families import step, uniform
 from scheduler_search.search import Effort, GSearch, MeanKeepRate, PrefillFlops, PSigmoid, algorithm_for
 from scheduler_search.search.refined import RefinedGSearch
+from scheduler_search.search.sites import TowerLayers
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import SplitDescription
 from tests.search.shapes import TINY
@@ -17,11 +20,10 @@ from tests.search.shapes import TINY
 SPLIT = SplitDescription("search", "sha256:0", "sha256:1", 16, (64, 40), (10, 12))
 
 
-def _definition(search: dict[str, object]) -> StudyDefinition:
+def _definition(search: dict[str, object], **rule: object) -> StudyDefinition:
     data = {"source": "testbed", "search": {"samples": 2}}
-    return StudyDefinition.model_validate(
-        {"name": "one", "model": {"id": "testbed:tiny-llava"}, "data": data, "search": search}
-    )
+    model = {"id": "testbed:tiny-llava"}
+    return StudyDefinition.model_validate({"name": "one", "model": model, "data": data, "search": search, "rule": rule})
 
 
 def test_g_search_takes_its_settings_and_the_largest_sample() -> None:
@@ -74,6 +76,42 @@ def test_p_sigmoid_takes_every_kind_of_budget(budget: object, expected: object) 
         Effort(3, 5, tolerance=0.002, race_delta=0.05),
     )
     assert algorithm.stages == 1
+
+
+def test_a_rule_at_the_entry_is_one_stage_without_refinement() -> None:
+    algorithm = algorithm_for(_definition({}, name="pooling"), 12, TINY, SPLIT)
+    assert isinstance(algorithm, GSearch)
+    assert (algorithm.places, algorithm.stages, algorithm.tower) == (("entry",), 1, None)
+
+
+def test_what_a_tower_saves_is_in_the_cost(tower_rule: str) -> None:
+    algorithm = algorithm_for(_definition({}, name=tower_rule, at="vision"), 12, TINY, SPLIT)
+    assert isinstance(algorithm, GSearch)
+    assert algorithm.tower == TowerLayers(2, 2, 2, 6, 64)
+    stage = algorithm.next_stage([])
+    assert stage is not None
+    rates = (1.0, *(0.5,) * 13)
+    found = next(one for one in stage.candidates if one.value == 0.5)
+    assert found.keep_rates == rates
+    cost = mean_prefill_flops(TINY, rates[2:], SPLIT.vision_tokens, SPLIT.text_tokens, rates[:2])
+    assert found.flops == cost < mean_prefill_flops(TINY, rates[2:], SPLIT.vision_tokens, SPLIT.text_tokens)
+
+
+def test_layers_whose_output_is_thrown_away_are_not_searched(tower_rule: str) -> None:
+    assert TINY.vision is not None
+    shape = replace(TINY, vision=replace(TINY.vision, layers=9, used_layers=8))
+    search = {"vision_first_layer": 2, "vision_stride": 3}
+    algorithm = algorithm_for(_definition(search, name=tower_rule, at="vision"), 12, shape, SPLIT)
+    assert isinstance(algorithm, GSearch)
+    assert [site.position for site in algorithm.sites.all] == [2, 5, 8]
+
+
+def test_a_tower_that_is_too_short_or_not_there(tower_rule: str) -> None:
+    definition = _definition({"vision_first_layer": 3}, name=tower_rule, at="vision")
+    with pytest.raises(SearchError, match="vision_first_layer must be at most 2"):
+        algorithm_for(definition, 12, TINY, SPLIT)
+    with pytest.raises(SearchError, match="needs a model with one"):
+        algorithm_for(definition, 12, replace(TINY, vision=None), SPLIT)
 
 
 @pytest.mark.slow

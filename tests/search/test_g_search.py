@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler_search.errors import SearchError
+from scheduler_search.rule import Place
 from scheduler_search.schedule.counts import keep_count
 from scheduler_search.search import Effort, GSearch, Observation, Stage, decide
 from scheduler_search.search.g_search import TERA
 from scheduler_search.search.refined import RefinedGSearch
+from scheduler_search.search.sites import TowerLayers
 from tests.search.simulated import g_search, run_algorithm, scored
 
 
@@ -28,7 +30,6 @@ def _decide(algorithm: GSearch, *counts: int) -> list:
 
 def test_stages_go_from_shallow_to_deep_in_steps_of_stride() -> None:
     algorithm = g_search(layers=12, max_vision_tokens=64)
-    assert algorithm.searched_layers == (3, 6, 9, 12)
     assert algorithm.stages == 4
     names = [algorithm.next_stage(_decide(algorithm, *[64] * index)).name for index in range(4)]  # type: ignore[union-attr]
     assert names == ["layer-03", "layer-06", "layer-09", "layer-12"]
@@ -157,6 +158,75 @@ def test_refining_costs_at_most_another_penalty(greedy: GSearch, scores: _Table)
     assert len(decisions) <= algorithm.stages
     final = algorithm.final(decisions)
     assert scores.mean(final) >= scores.mean((1.0,) * greedy.layers) - 2 * greedy.penalty - 1e-9
+
+
+ALL: tuple[Place, ...] = ("vision", "entry", "decoder")
+PLACES = st.sets(st.sampled_from(ALL), min_size=1).map(lambda found: tuple(one for one in ALL if one in found))
+
+
+@st.composite
+def _wide_searches(draw: st.DrawFn) -> GSearch:
+    """Over any places, images with another number of patches than samples have vision tokens among them."""
+    tower = TowerLayers(4, draw(st.integers(2, 4)), 2, draw(st.integers(1, 3)), tokens=draw(st.integers(1, 9)))
+    greedy, places = draw(SEARCHES), draw(PLACES)
+    return dataclasses.replace(greedy, places=places, tower=tower if "vision" in places else None)
+
+
+@settings(max_examples=50)
+@given(_wide_searches(), TABLES)
+def test_over_all_places_the_losses_telescope_too(algorithm: GSearch, scores: _Table) -> None:
+    decisions = run_algorithm(algorithm, scores, scores.choose)
+    final = algorithm.final(decisions)
+    assert len(final) == algorithm.sites.total
+    assert list(final) == sorted(final, reverse=True)
+    assert [one.value for one in decisions] == sorted((one.value for one in decisions), reverse=True)
+    whole = scores.mean((1.0,) * len(final))
+    assert scores.mean(final) >= whole - algorithm.penalty * (1.0 - final[-1]) - 1e-9
+
+
+TOWER = TowerLayers(layers=6, used_layers=5, first_layer=2, stride=3, tokens=4)
+
+
+def test_an_entry_is_one_stage_that_all_layers_hold() -> None:
+    algorithm = g_search(layers=5, max_vision_tokens=4, places=("entry",))
+    stage = algorithm.next_stage([])
+    assert stage is not None
+    assert (stage.name, stage.shared_layers, algorithm.stages) == ("entry", 0, 1)
+    assert [one.keep_rates for one in stage.candidates] == [(count / 4,) * 5 for count in range(5)]
+    assert {one.features[1] for one in stage.candidates} == {1 / 5}
+    assert algorithm.final(_decide(algorithm, 1)) == (0.25,) * 5
+
+
+def test_a_tower_goes_first_and_layers_behind_it_hold_its_last_rate() -> None:
+    algorithm = g_search(layers=3, max_vision_tokens=8, stride=1, first_layer=2, places=ALL, tower=TOWER)
+    names = ["tower-02", "tower-05", "entry", "layer-02", "layer-03"]
+    assert [site.name for site in algorithm.sites.all] == names
+    depths = [algorithm.sites.depth(site) for site in algorithm.sites.all]
+    assert depths == [2 / 9, 5 / 9, 7 / 9, 8 / 9, 1.0]
+    stage = algorithm.next_stage([])
+    assert stage is not None
+    assert [one.value for one in stage.candidates] == [0.25, 0.5, 0.75, 1.0]
+    assert stage.candidates[1].keep_rates == (1.0,) + (0.5,) * 8
+    assert stage.shared_layers == 0
+    # Of 4 patches 2 and 1 are left, of 8 tokens then 2, and from there on the decoder takes over.
+    decisions = _decide(algorithm, 1, 0)
+    assert algorithm.final(decisions) == (1.0, *(0.5,) * 3, *(0.25,) * 5)
+    stage = algorithm.next_stage(decisions)
+    assert stage is not None
+    assert [one.value for one in stage.candidates] == [0.0, 0.125, 0.25]
+    stage = algorithm.next_stage([*decisions, decide(stage, [scored(2, 0.5, 0.5)])])
+    assert stage is not None
+    assert (stage.name, stage.tower_layers, stage.shared_layers) == ("layer-02", 6, 1)
+
+
+def test_the_anchor_is_the_rate_before_even_where_no_count_is_equal_to_it() -> None:
+    tower = dataclasses.replace(TOWER, tokens=3)
+    algorithm = g_search(layers=3, max_vision_tokens=8, places=("vision", "entry"), tower=tower)
+    decisions = _decide(algorithm, 1, 1)
+    stage = algorithm.next_stage(decisions)
+    assert stage is not None
+    assert [one.value for one in stage.candidates] == [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 2 / 3]
+    assert stage.candidates[stage.anchor].keep_rates == algorithm.final(decisions)
 
 
 def test_refining_stages_go_on_from_the_greedy_ones() -> None:
