@@ -160,6 +160,7 @@ def _compared(cells: _Cells) -> _Windows:
     """How similar the cells of each window are."""
     present = cells.number > 0
     similarity = cosine(cells.mean)
+    similarity = (similarity + similarity.mT) / 2  # exactly symmetric: of two tokens, the first stands for both
     pairs = present[..., None] & present[..., None, :] & ~torch.eye(present.shape[-1], device=present.device).bool()
     to_others = similarity.masked_fill(~pairs, 0.0).sum(dim=-1)
     number = present.sum(dim=-1)
