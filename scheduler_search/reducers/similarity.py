@@ -20,10 +20,14 @@ def cosine_to(values: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def squared_distances(values: torch.Tensor) -> torch.Tensor:
-    """Squared Euclidean distances [B, S, S] between ``values`` [B, S, D]; float32 or better."""
+    """Squared Euclidean distances [B, S, S] between ``values`` [B, S, D]; float32 or better.
+
+    Symmetric, and zero on the diagonal, to the bit.
+    """
     precise = values.to(torch.promote_types(values.dtype, torch.float32))
-    lengths = precise.square().sum(dim=-1)
     products = torch.matmul(precise, precise.transpose(1, 2))
+    products = (products + products.transpose(1, 2)) / 2
+    lengths = products.diagonal(dim1=1, dim2=2)
     return (lengths[:, :, None] + lengths[:, None, :] - 2 * products).clamp(min=0)
 
 
