@@ -7,8 +7,8 @@ every ``tokens_per_cluster`` of those,
     m = 1 + floor(q (V - n) / (1 - q)), q = recycled / tokens_per_cluster, at most n // 2 and nothing where V = n,
     r = 1 + floor(recycled (V - n + m)) tokens are clustered, at least m.
 
-These are the numbers of the published code, solved for the number of tokens that leave: there n - m is what the user
-asks for, and the m are added to it.
+These are the numbers of the published code (but for one where it rounds twice), solved for the tokens that leave:
+there n - m is what the user asks for, and the m are added to it.
 """
 
 from __future__ import annotations
