@@ -61,7 +61,7 @@ def record_front(
         scores: list[BaselineScore] = []
         for choice, _ in shown:
             if choice.candidate.value in COMPARED:
-                searched = Reduction(choice.candidate.keep_rates, study.definition.resolved_rule)
+                searched = study.definition.reduction(choice.candidate.keep_rates)
                 scores += _compared(study, frontier, choice.candidate.value, searched, evaluations, listener)
         database.record_baselines(study, scores)
 
@@ -78,7 +78,7 @@ def _compared(
     others = baselines(
         searched, domain.shape, domain.vision_tokens, domain.text_tokens, domain.first_layer, study.definition.seed
     )
-    unreduced = evaluations.scores("search", Reduction((1.0,) * domain.layers, searched.rule))
+    unreduced = evaluations.scores("search", searched.unreduced)
     result = []
     for name, reduction in [(FRONTIER, searched), *((other.name, other.reduction) for other in others)]:
         scores = evaluations.scores("search", reduction)

@@ -85,7 +85,8 @@ def _run_owned(
         raise
     database.set_state(study, StudyState.FINISHED)
     database.add_log(study, "info", "finished")
-    return Reduction(algorithm.final(decisions), study.definition.resolved_rule)
+    definition = study.definition
+    return definition.reduction(algorithm.final(decisions), definition.tower_layers(executor.model().shape))
 
 
 def _run_stages(

@@ -120,9 +120,9 @@ class StageRunner:
 
     def _begin(self, number: int, candidate: int, recorded: TrialRecord | None) -> _Trial:
         if recorded is None:
-            reduction = self._reduction(candidate)
-            key = self._evaluations.key("search", reduction)
-            self._database.begin_trial(self._record, number, candidate, reduction.keep_rates, key)
+            key = self._evaluations.key("search", self._reduction(candidate))
+            rates = self._stage.candidates[candidate].keep_rates
+            self._database.begin_trial(self._record, number, candidate, rates, key)
         elif recorded.candidate != candidate:
             raise DatabaseError(
                 "the trials of a stage must be the ones that its recorded history leads to",
@@ -162,7 +162,7 @@ class StageRunner:
         return self._scores[candidate]
 
     def _reduction(self, candidate: int) -> Reduction:
-        return Reduction(self._stage.candidates[candidate].keep_rates, self._definition.resolved_rule)
+        return self._definition.reduction(self._stage.candidates[candidate].keep_rates, self._stage.tower_layers)
 
     def _report(self, number: int, observation: Observation) -> None:
         best = decide(self._stage, self._leading)

@@ -99,7 +99,7 @@ def chosen(database: StudyDatabase, study: StudyRecord, executor: Executor, targ
 
 def reduction_of(study: StudyRecord, choice: Choice) -> Reduction:
     """What is measured and frozen."""
-    return Reduction(choice.candidate.keep_rates, study.definition.resolved_rule)
+    return study.definition.reduction(choice.candidate.keep_rates)
 
 
 def parameters_of(target: Target, choice: Choice) -> dict[str, JsonValue]:

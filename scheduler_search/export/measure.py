@@ -49,7 +49,7 @@ class Comparison:
 
 def unreduced(reduction: Reduction) -> Reduction:
     """The reduction that reduces nothing, for a decoder of the same depth."""
-    return Reduction((1.0,) * len(reduction.keep_rates), reduction.rule)
+    return reduction.unreduced
 
 
 def compare(reduction: Reduction, split: SplitName, executor: Executor, scores: Scores) -> Comparison:
@@ -122,7 +122,7 @@ def _teraflops(
     model: ModelDescription, split: SplitDescription, reduction: Reduction, full: Reduction
 ) -> PrefillTeraflops:
     reduced_flops, full_flops = (
-        mean_prefill_flops(model.shape, one.keep_rates, split.vision_tokens, split.text_tokens)
+        mean_prefill_flops(model.shape, one.keep_rates, split.vision_tokens, split.text_tokens, one.tower_rates)
         for one in (reduction, full)
     )
     return PrefillTeraflops(

@@ -39,7 +39,22 @@ def searched_reduction(database: StudyDatabase, study: StudyRecord) -> Reduction
             place=f"study {study.name!r}",
             remedy=f"run: scheduler-search resume {study.name}",
         )
-    return Reduction(last.keep_rates, study.definition.resolved_rule)
+    return study.definition.reduction(last.keep_rates, tower_layers(database, study))
+
+
+def tower_layers(database: StudyDatabase, study: StudyRecord) -> int:
+    """How many of the recorded keep rates of a study are of layers of the vision tower.
+
+    Raises:
+        ExportError: it reduces in the tower, and no coordinator has loaded its model yet.
+    """
+    if "vision" not in study.definition.places:
+        return 0
+    model = database.model_description(study)
+    if model is None:
+        rule = "the model of a study that reduces in the vision tower must be recorded"
+        raise ExportError(rule, place=f"study {study.name!r}", remedy=f"run: scheduler-search resume {study.name}")
+    return study.definition.tower_layers(model.shape)
 
 
 def check_validated(study: StudyRecord, allow_unvalidated: bool) -> None:

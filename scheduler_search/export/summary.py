@@ -69,7 +69,9 @@ def _searched(database: StudyDatabase, study: StudyRecord, reduction: Reduction)
         return StudyFigures()
     times = database.prefill(evaluation_key(split.context_digest, reduction, split.vision_tokens))
     score, full = (_mean(database, split, one) for one in (reduction, unreduced(reduction)))
-    flops = mean_prefill_flops(model.shape, reduction.keep_rates, split.vision_tokens, split.text_tokens)
+    flops = mean_prefill_flops(
+        model.shape, reduction.keep_rates, split.vision_tokens, split.text_tokens, reduction.tower_rates
+    )
     return StudyFigures(
         split="search",
         score=score,

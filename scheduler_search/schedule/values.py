@@ -123,6 +123,11 @@ class Reduction:
         """Keep rates of the layers of the vision tower; none where it is left alone."""
         return () if self.vision is None else self.vision.keep_rates
 
+    @property
+    def unreduced(self) -> Reduction:
+        """The reduction that reduces nothing, for a decoder of the same depth."""
+        return Reduction((1.0,) * len(self.keep_rates), self.rule)
+
     def counts(self, vision_tokens: int) -> tuple[int, ...]:
         """Keep counts n_1..n_L of one sample with N = ``vision_tokens``."""
         return keep_counts(self.keep_rates, vision_tokens)

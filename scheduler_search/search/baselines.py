@@ -7,7 +7,7 @@ they are compared on.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from scheduler_search.rule import Rule, make_rule
 from scheduler_search.schedule.budget import solve_rate
@@ -67,6 +67,10 @@ def baselines(
     ``pooling``: average pooling before the first layer. ``pyramid-drop``: the study's rule with rates q, q^2, q^3
     after L/4, L/2, 3L/4. ``withdraw``: every token up to a layer and none after, the next larger cost.
 
+    None of them reduces in the tower: what the searched reduction saves there, they save in the decoder; ``random`` by
+    taking the same share of every searched rate. Where the study's rule does not act in the decoder, the rule that
+    stands in its place there is that of ``uniform``, ``pyramid-drop`` and ``withdraw``.
+
     Args:
         vision_tokens: N of every sample that costs are averaged over.
         text_tokens: prompt tokens that are not vision tokens, of every sample.
@@ -77,15 +81,15 @@ def baselines(
         return ()
     layers = len(searched.keep_rates)
     cost = SplitCost(shape, vision_tokens, text_tokens)
-    match = _Match(cost, cost(searched.keep_rates))
+    match = _Match(cost, cost(searched.keep_rates, searched.tower_rates))
     random = make_rule("random", {"seed": seed})
     flat = match.rates(lambda rate: uniform(layers, rate, first_layer))
     fastv = match.rates(lambda rate: step(layers, min(_FASTV_LAYER, layers), rate))
     reductions = {
-        "uniform": _decoder_only(searched, flat, searched.rule),
+        "uniform": Reduction(flat, searched.rule),
         "fastv": Reduction(fastv, make_rule("fastv")),
-        "random": _decoder_only(searched, searched.keep_rates, random),
-        "random-uniform": _decoder_only(searched, flat, random),
+        "random": _random(match, searched.keep_rates, random),
+        "random-uniform": Reduction(flat, random),
         "pooling": _pooling(match, layers, searched.rule),
         "pyramid-drop": Reduction(match.rates(_pyramid(layers)), searched.rule),
         "withdraw": Reduction(_withdrawn(match, layers), searched.rule),
@@ -95,9 +99,10 @@ def baselines(
     )
 
 
-def _decoder_only(searched: Reduction, rates: tuple[float, ...], rule: Rule) -> Reduction:
-    """The searched reduction with other decoder rates and another decoder rule; entry and tower stay."""
-    return replace(searched, keep_rates=rates, rule=rule)
+def _random(match: _Match, searched: tuple[float, ...], rule: Rule) -> Reduction:
+    """Random tokens with the searched rates, or with the share of them that pays for a whole tower."""
+    rates = match.rates(lambda share: tuple(share * rate for rate in searched))
+    return Reduction(rates, rule, entry_rule=rule if rates[0] < 1.0 else None)
 
 
 def _pooling(match: _Match, layers: int, rule: Rule) -> Reduction:

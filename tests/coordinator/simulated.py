@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from scheduler_search.schedule.cost import DecoderShape, ModelShape
+from scheduler_search.schedule.cost import DecoderShape, ModelShape, VisionShape
 from scheduler_search.schedule.values import ModelIdentity, Reduction
 from scheduler_search.study.values import ChunkResult, ChunkTask, ModelDescription, SplitDescription, SplitName
 
 LAYERS = 12
+TOWER_LAYERS = 6
 VISION_TOKENS = 16
+TOWER = VisionShape(TOWER_LAYERS, 8, 2, 16, VISION_TOKENS, 12, VISION_TOKENS, used_layers=5)
 
 # (sample, keep counts of all layers) -> score
 ScoreOf = Callable[[int, tuple[int, ...]], float]
@@ -26,18 +28,26 @@ def thresholds(sample: int, counts: tuple[int, ...]) -> float:
 
 
 class SimulatedExecutor:
-    """Implements ``study.values.Executor`` over a score function."""
+    """Implements ``study.values.Executor`` over a score function; a ``tower`` costs something and scores nothing."""
 
-    def __init__(self, score_of: ScoreOf = thresholds, samples: int = 40, chunk_size: int = 16) -> None:
+    def __init__(
+        self,
+        score_of: ScoreOf = thresholds,
+        samples: int = 40,
+        chunk_size: int = 16,
+        tower: VisionShape | None = None,
+    ) -> None:
+        self._tower = tower
         self._score_of = score_of
         self._samples = samples
         self._chunk_size = chunk_size
         self.executed: list[ChunkTask] = []
 
     def model(self) -> ModelDescription:
-        identity = ModelIdentity("simulated", "main", "Simulated", LAYERS, 0, "sha256:" + "0" * 64)
+        tower_layers = 0 if self._tower is None else self._tower.layers
+        identity = ModelIdentity("simulated", "main", "Simulated", LAYERS, tower_layers, "sha256:" + "0" * 64)
         decoder = DecoderShape(LAYERS, 8, 2, 2, 4, 16)
-        return ModelDescription(identity, ModelShape(decoder, None, (8, 8), 32), (("device", "none"),))
+        return ModelDescription(identity, ModelShape(decoder, self._tower, (8, 8), 32), (("device", "none"),))
 
     def split(self, name: SplitName) -> SplitDescription:
         return SplitDescription(

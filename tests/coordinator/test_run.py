@@ -9,14 +9,16 @@ import pytest
 from scheduler_search.coordinator import StageDecided, TrialFinished, run_study
 from scheduler_search.coordinator.events import Event
 from scheduler_search.errors import DataError
+from scheduler_search.export import searched_reduction
+from scheduler_search.rule import Place
 from scheduler_search.storage import StudyDatabase, optuna_storage
 from scheduler_search.study import StudyDefinition
 from scheduler_search.study.states import StudyState
 from scheduler_search.study.values import ChunkResult
-from tests.coordinator.simulated import LAYERS, SimulatedExecutor
+from tests.coordinator.simulated import LAYERS, TOWER, SimulatedExecutor
 
 
-def definition(name: str = "simulated", **search: object) -> StudyDefinition:
+def definition(name: str = "simulated", rule: dict[str, object] | None = None, **search: object) -> StudyDefinition:
     settings: dict[str, object] = {"stride": 5, "initial": 3, "iterations": 4, **search}
     if settings.get("algorithm", "g-search") != "g-search":
         del settings["stride"]
@@ -26,6 +28,7 @@ def definition(name: str = "simulated", **search: object) -> StudyDefinition:
             "model": {"id": "testbed:tiny-llava"},
             "data": {"source": "testbed", "search": {"samples": 40}, "validation": {"samples": 40}},
             "search": settings,
+            "rule": rule or {},
         }
     )
 
@@ -85,6 +88,38 @@ def test_a_study_runs_to_its_decisions(database: StudyDatabase, algorithm: str) 
     decided = [event.decision for event in events if isinstance(event, StageDecided)]
     assert decided[-1].keep_rates == reduction.keep_rates
     assert any(isinstance(event, TrialFinished) for event in events)
+
+
+@pytest.mark.parametrize(
+    ("places", "stages"),
+    [
+        (["entry"], ["entry"]),
+        (["vision"], ["tower-02", "tower-05"]),
+        (["vision", "entry", "decoder"], ["tower-02", "tower-05", "entry", "layer-03", "layer-08"]),
+    ],
+)
+def test_a_study_over_other_places(
+    database: StudyDatabase, tower_rule: str, places: list[Place], stages: list[str]
+) -> None:
+    settings = {"penalty": 0.3, "sampler": "random"} | ({"vision_stride": 3} if "vision" in places else {})
+    study = database.add_study(definition(rule={"name": tower_rule, "at": places}, **settings))
+    executor = SimulatedExecutor(tower=TOWER)
+    reduction = run_study(database, study, executor)
+    recorded = database.stages(study)
+    assert [stage.name for stage in recorded] == stages
+    last = recorded[-1].decision
+    assert last is not None
+    assert last.keep_rates[-LAYERS:] == reduction.keep_rates
+    assert last.keep_rates[:-LAYERS] == reduction.tower_rates
+    assert reduction.keep_rates[-1] < 1.0
+    assert reduction == searched_reduction(database, database.study(study.name))
+    anchor = database.trials(recorded[0])[0]
+    assert anchor.keep_rates == (1.0,) * len(last.keep_rates)
+    for task in executor.executed:
+        acting = (task.reduction.vision is not None, task.reduction.entry_rule is not None)
+        assert acting <= ("vision" in places, "entry" in places)
+        assert task.reduction.keep_rates[0] == 1.0 or any(acting)
+        assert task.shared_layers == 0 or places[-1] == "decoder"
 
 
 def test_the_score_on_the_search_split_falls_at_most_by_lambda(database: StudyDatabase) -> None:

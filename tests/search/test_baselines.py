@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.cost import mean_prefill_flops
 from scheduler_search.schedule.families import free, uniform, withdraw
-from scheduler_search.schedule.values import Reduction
+from scheduler_search.schedule.values import Reduction, VisionReduction
 from scheduler_search.search import Baseline, baselines
 from tests.search.shapes import LLAVA_7B, TINY
 
@@ -84,6 +84,41 @@ def test_keeping_everything_has_no_baselines() -> None:
     assert baselines(Reduction((1.0,) * 32, RULE), LLAVA_7B, VISION, TEXT, 3, 0) == ()
     # 0.9999 of 576 tokens is 576: nothing is dropped either.
     assert baselines(Reduction(uniform(32, 0.9999), RULE), LLAVA_7B, VISION, TEXT, 3, 0) == ()
+
+
+def test_of_an_entry_study_random_tokens_go_at_the_entry_too() -> None:
+    searched = Reduction((0.25,) * 32, RULE, make_rule("pooling"))
+    found = {one.name: one for one in baselines(searched, LLAVA_7B, VISION, TEXT, 3, 7)}
+    random = make_rule("random", {"seed": 7})
+    assert list(found) == NAMES
+    assert found["random"].reduction == Reduction(searched.keep_rates, random, random)
+    assert found["random"].flops_ratio == 1.0
+    assert found["random-uniform"].reduction.keep_rates[:2] == (1.0, 1.0)
+    assert found["pooling"].reduction.counts(576) == searched.counts(576)
+    assert {name: found[name].reduction.rule for name in ("uniform", "pyramid-drop", "withdraw")} == dict.fromkeys(
+        ("uniform", "pyramid-drop", "withdraw"), RULE
+    )
+
+
+def test_what_a_study_saves_in_the_tower_its_baselines_save_in_the_decoder(tower_rule: str) -> None:
+    tower = VisionReduction((1.0,) * 4 + (0.5,) * 20, make_rule(tower_rule))
+    searched = Reduction((0.5,) * 8 + (0.25,) * 24, RULE, None, tower)
+    target = mean_prefill_flops(LLAVA_7B, searched.keep_rates, VISION, TEXT, tower.keep_rates)
+    assert target < mean_prefill_flops(LLAVA_7B, searched.keep_rates, VISION, TEXT)
+    for one in baselines(searched, LLAVA_7B, VISION, TEXT, 3, 7):
+        assert one.reduction.vision is None
+        assert one.flops_ratio == mean_prefill_flops(LLAVA_7B, one.reduction.keep_rates, VISION, TEXT) / target
+        assert one.flops_ratio >= 1.0 if one.name == "withdraw" else 0.98 < one.flops_ratio <= 1.0
+        if one.name == "random":
+            rates = one.reduction.keep_rates
+            assert rates[0] < 0.5
+            assert rates[0] == pytest.approx(2 * rates[-1])
+            assert one.reduction.entry_rule == one.reduction.rule == make_rule("random", {"seed": 7})
+
+
+def test_a_study_that_reduces_in_the_tower_alone_has_baselines(tower_rule: str) -> None:
+    tower = VisionReduction((1.0,) * 23 + (0.9,), make_rule(tower_rule))
+    assert len(baselines(Reduction((0.9,) * 32, RULE, None, tower), LLAVA_7B, VISION, TEXT, 3, 0)) == len(NAMES)
 
 
 @settings(max_examples=60)
