@@ -81,6 +81,9 @@ RULES: dict[str, dict[str, Any]] = {
     "attention-rank": {"rule": "attention-rank"},
     "per-image": {"rule": "attention-rank", "quota": "per-image"},
     "fastv": {"rule": "fastv", "head_reduction": "max"},
+    "fastv-window": {"rule": "fastv-window", "window": 2},
+    "importance-redundancy": {"rule": "importance-redundancy"},
+    "pyramid-drop": {"rule": "pyramid-drop"},
     "random": {"rule": "random", "entry": "random"},
     "pooling": {"rule": "attention-rank", "entry": "pooling"},
 }

@@ -16,10 +16,12 @@ RULES = {
     "pooling-then-rank": reduction((0.61, 0.61, 0.3), entry="pooling"),
     "none-at-entry": reduction((0.0,) * 6, entry="pooling"),
 }
+BY_ATTENTION = ("fastv-vision", "fastv-window", "importance-redundancy", "pyramid-drop")
+RULES |= {name: reduction(rule=name) for name in BY_ATTENTION}
 
 
 # Every decoder with the default rule and with one that changes hidden states; every rule with one decoder.
-CASES = [("llama", rule) for rule in RULES] + [
+CASES = [pytest.param("llama", rule, marks=pytest.mark.slow if rule in BY_ATTENTION else ()) for rule in RULES] + [
     (decoder, rule) for decoder in DECODERS[1:] for rule in ("attention-rank", "pooling-then-rank")
 ]
 

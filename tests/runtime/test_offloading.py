@@ -60,7 +60,7 @@ def test_weights_are_on_disk_between_passes(offloaded):
 
 
 @pytest.mark.parametrize("batch", ["varying", "single"])
-@pytest.mark.parametrize("rule", quick_first([("attention-rank", {}), ("random", {"seed": 3})]))
+@pytest.mark.parametrize("rule", quick_first([("attention-rank", {}), ("random", {"seed": 3}), ("pyramid-drop", {})]))
 @pytest.mark.parametrize("attention", quick_first(["sdpa", "eager"]))
 def test_a_schedule_does_what_it_does_to_the_whole_model(offloaded, model_of, attention, rule, batch):
     whole, model, inputs = model_of("llama", attention), offloaded(attention), tiny.batch(batch)

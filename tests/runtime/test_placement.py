@@ -32,6 +32,7 @@ RULES: list[tuple[str, dict[str, Any]]] = [
     ("random", {"seed": 3}),
     ("fastv", {"quota": "per-image"}),
     ("attention-rank", {"query_rows": "all"}),
+    ("pyramid-drop", {}),
 ]
 # Where the decoder layers are, in turn, and where all else is. Masks and rotary embeddings are made with the latter.
 PLACES = {"two": ([FIRST, SECOND], FIRST), "three": ([FIRST, SECOND, THIRD], SECOND), "elsewhere": ([SECOND], FIRST)}
