@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from scheduler_search.cli.executors import Executors
-from scheduler_search.cli.render import bar_chart, interval, plain_table
+from scheduler_search.cli.render import bar_charts, interval, plain_table
 from scheduler_search.cli.workers import WorkerNews
 from scheduler_search.errors import StudyFileError
 from scheduler_search.study import StudyDefinition, read_study_file
@@ -69,7 +69,7 @@ def _check_split(definition: StudyDefinition, split: SplitName) -> None:
 def _document(
     path: Path, document: ScheduleDocument, split: SplitName, comparison: Comparison, environment: dict[str, str]
 ) -> dict[str, object]:
-    times = comparison.prefill_milliseconds
+    times, reduction = comparison.prefill_milliseconds, document.schedule.reduction
     return {
         "schedule": path.name,
         "digest": document.digest,
@@ -82,14 +82,16 @@ def _document(
         "kv_cache_ratio": comparison.kv_cache_ratio,
         "vision_kv_cache_ratio": comparison.vision_kv_cache_ratio,
         "prefill_milliseconds": times.model_dump() if times else None,
-        "keep_rates": list(document.schedule.reduction.keep_rates),
+        "keep_rates": list(reduction.keep_rates),
+        **({"vision_keep_rates": list(reduction.tower_rates)} if reduction.tower_rates else {}),
         "environment": environment,
     }
 
 
 def _print(document: ScheduleDocument, split: SplitName, comparison: Comparison) -> None:
     console = Console()
-    console.print(bar_chart(document.schedule.reduction.keep_rates))
+    reduction = document.schedule.reduction
+    console.print(bar_charts(reduction.keep_rates, reduction.tower_rates))
     tflops = comparison.tflops
     full, reduced = comparison.unreduced, comparison.reduced
     rows = [

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 
 _WIDTH = 32
 
 
-def bar_chart(keep_rates: Sequence[float]) -> Table:
-    """Keep rate per decoder layer, one bar each; layers are counted from 1."""
-    table = Table(title="keep rate per decoder layer", title_justify="left", box=None, padding=(0, 1))
+def bar_charts(keep_rates: Sequence[float], tower_rates: Sequence[float] = ()) -> Group:
+    """Keep rate per layer of the vision tower, where it is reduced, and per decoder layer."""
+    tower = [_bar_chart("vision tower", tower_rates)] if tower_rates else []
+    return Group(*tower, _bar_chart("decoder", keep_rates))
+
+
+def _bar_chart(part: str, keep_rates: Sequence[float]) -> Table:
+    """One bar for each layer; layers are counted from 1."""
+    table = Table(title=f"keep rate per {part} layer", title_justify="left", box=None, padding=(0, 1))
     table.add_column("layer", justify="right")
     table.add_column("rate", justify="right")
     table.add_column("", no_wrap=True)

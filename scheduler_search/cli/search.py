@@ -12,7 +12,7 @@ from rich.console import Console
 
 from scheduler_search.cli.front import print_front
 from scheduler_search.cli.lease import wait_for_lease
-from scheduler_search.cli.render import bar_chart
+from scheduler_search.cli.render import bar_charts
 from scheduler_search.cli.stopping import stop_on
 from scheduler_search.cli.workplace import Workplace
 from scheduler_search.errors import StudyNotFoundError
@@ -101,7 +101,7 @@ def _run(
     if study.definition.search.algorithm == "frontier":
         print_front(database.front(study), database.baselines(study))
     else:
-        console.print(bar_chart(reduction.keep_rates))
+        console.print(bar_charts(reduction.keep_rates, reduction.tower_rates))
     _print_finished(study)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scheduler_search.cli.render import bar_chart, interval
+from scheduler_search.cli.render import bar_charts, interval
 from scheduler_search.rule import Rule
 from scheduler_search.schedule.document import read_document
 
@@ -20,7 +20,9 @@ def show_schedule(path: Path) -> None:
     console.print(f"rule: {_rule(reduction.rule)}", soft_wrap=True)
     if reduction.entry_rule is not None:
         console.print(f"entry rule: {_rule(reduction.entry_rule)}", soft_wrap=True)
-    console.print(bar_chart(reduction.keep_rates))
+    if reduction.vision is not None:
+        console.print(f"rule in the vision tower: {_rule(reduction.vision.rule)}", soft_wrap=True)
+    console.print(bar_charts(reduction.keep_rates, reduction.tower_rates))
     console.print(
         f"found by {provenance.algorithm}, study {provenance.study}, seed {provenance.seed}, "
         f"{provenance.search_samples} search samples, {document.created}"

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from scheduler_search.cli.front import print_front
-from scheduler_search.cli.render import bar_chart, plain_table
+from scheduler_search.cli.render import bar_charts, plain_table
 from scheduler_search.cli.workers import WORKER
 from scheduler_search.study.states import StudyState
 
 if TYPE_CHECKING:
     from scheduler_search.storage import StudyDatabase
-    from scheduler_search.study.states import StageRecord, StudyRecord
+    from scheduler_search.study.states import Decision, StageRecord, StudyRecord
 
 _WORKER_LINES = 5
 
@@ -60,11 +60,20 @@ def _details(database: StudyDatabase, study: StudyRecord) -> dict[str, object]:
         **_summary(database, study),
         "digest": study.definition.digest,
         "stages": [_stage(database, stage) for stage in stages],
-        "keep_rates": list(decided[-1].keep_rates) if decided else None,
+        **_keep_rates(database, study, decided[-1] if decided else None),
         "exported": bool(database.exported_targets(study)),
         "workers": _workers(database, study),
         **_front(database, study),
     }
+
+
+def _keep_rates(database: StudyDatabase, study: StudyRecord, decision: Decision | None) -> dict[str, object]:
+    """Of the decoder layers, and of the tower's where the study reduces there."""
+    if decision is None:
+        return {"keep_rates": None}
+    model, rates = database.model_description(study), list(decision.keep_rates)
+    in_front = 0 if model is None else study.definition.tower_layers(model.shape)
+    return {"keep_rates": rates[in_front:], **({"vision_keep_rates": rates[:in_front]} if in_front else {})}
 
 
 def _workers(database: StudyDatabase, study: StudyRecord) -> list[str]:
@@ -128,7 +137,9 @@ def _print_one(study: Mapping[str, object], as_json: bool) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(plain_table("stages", ("stage", "trials", "decided", "score", "objective"), rows))
     if isinstance(study["keep_rates"], list) and study["algorithm"] != "frontier":
-        console.print(bar_chart(study["keep_rates"]))
+        tower = study.get("vision_keep_rates", [])
+        assert isinstance(tower, list)
+        console.print(bar_charts(study["keep_rates"], tower))
 
 
 def _stage_row(stage: Mapping[str, object]) -> tuple[str, ...]:

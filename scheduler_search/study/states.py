@@ -88,7 +88,8 @@ class Decision:
         candidate: index of the chosen value in the stage's domain.
         parameter: name of what was searched (``keep_rate``, ``k``).
         value: the chosen value of the parameter.
-        keep_rates: of all decoder layers, with this decision and all earlier ones.
+        keep_rates: of all decoder layers, with this decision and all earlier ones; in front of them those of the
+            vision tower's layers, where the study reduces there.
         score: mean score on the search split, in [0, 1].
         objective: score less the penalty of the chosen value.
     """
