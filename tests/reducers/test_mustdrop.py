@@ -1,5 +1,4 @@
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from scheduler_search.reducers import AttentionRows, Grid, Tokens, reduce_tokens
 from scheduler_search.reducers.load import load_reducer
 from scheduler_search.rule import make_rule
+from tests.reducers.originals import windows_merged
 from tests.reducers.synthetic import Sample, tokens_of
 
 MERGING = load_reducer(make_rule("mustdrop"), "vision")
@@ -22,45 +22,6 @@ IMAGES = st.builds(
     reduced=st.booleans(),
     seed=st.integers(0, 1 << 16),
 )
-
-
-def cosine(one, other):
-    return one @ other / (np.linalg.norm(one) * np.linalg.norm(other))
-
-
-def merged(patches, count, side):
-    """Spatial merging of one image, as the module tells it, on {(row, column): (slot, [values of its tokens])}.
-
-    Returns:
-        {slot: mean} of the tokens that are left.
-    """
-    cells, left = dict(patches), len(patches)
-    while left > count:
-        windows = {}
-        for row, column in sorted(cells):
-            windows.setdefault((row // side, column // side), []).append(cells[row, column])
-        compared = []
-        for place, members in windows.items():
-            means = [np.mean(values, axis=0) for _, values in members]
-            pairs = [cosine(one, other) for one, other in combinations(means, 2)]
-            to_others = [sum(cosine(mean, other) for other in means if other is not mean) for mean in means]
-            centre = int(np.argmax(to_others))
-            goes = sorted(
-                (index for index in range(len(members)) if index != centre),
-                key=lambda index: -cosine(means[index], means[centre]),
-            )
-            compared.append((np.mean(pairs) if pairs else 0.0, place, members, centre, goes))
-        after = {}
-        for _, place, members, centre, goes in sorted(compared, key=lambda one: -one[0]):
-            taken = goes[: left - count]
-            left -= len(taken)
-            slot, values = members[centre]
-            after[place] = (slot, values + [value for index in taken for value in members[index][1]])
-            if len(taken) < len(goes):  # reached, in part
-                rest = [members[index] for index in goes if index not in taken]
-                after.update({(place, number): one for number, one in enumerate(rest)})
-        cells = after
-    return {slot: np.mean(values, axis=0) for slot, values in cells.values()}
 
 
 @pytest.mark.parametrize("side", [2, 3])
@@ -78,7 +39,7 @@ def test_windows_merge_as_told(side, sample):
     for slot in tokens.vision[0].nonzero()[:, 0].tolist():
         place = divmod(int(tokens.position[0, slot]) - sample.before, grid.width)
         patches[place] = (slot, [tokens.hidden[0, slot].numpy()])
-    expected = merged(patches, count, side)
+    expected = windows_merged(patches, count, side)
     assert result.kept[0].nonzero()[:, 0].tolist() == sorted(expected)
     for slot, value in expected.items():
         np.testing.assert_allclose(result.hidden[0, slot].numpy(), value, atol=1e-12)
