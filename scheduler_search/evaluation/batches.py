@@ -1,13 +1,14 @@
 """The inputs of one chunk: prompts and images through the processor, vision features once.
 
 Knows: how a chunk of samples becomes left-padded batches, its parts, what of them is kept, and that the vision tower
-runs once for each that memory is found for. Does not know: reductions, metrics, which split the chunk is from.
+runs once for each that memory is found for, unless a reduction acts inside it. Does not know: metrics, which split the
+chunk is from.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from scheduler_search.errors import ModelError
-from scheduler_search.evaluation.features import Features, OwnShelf, Shelf
+from scheduler_search.evaluation.features import Features, OwnShelf, Pixels, Shelf
 from scheduler_search.evaluation.layout import parts_of
 from scheduler_search.evaluation.prompts import Prompt
 from scheduler_search.evaluation.samples import Sample
-from scheduler_search.runtime import vision_tokens
+from scheduler_search.rule import Reads
+from scheduler_search.runtime import TowerViews, compute_features, views_wanted, vision_tokens
+from scheduler_search.schedule.values import Reduction, VisionReduction
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Part:
         rows: which samples of its chunk it holds; all of them by default.
         shelf: where the features are; by default they are kept on the host, whatever memory they take.
         again: makes the batch once more, for features that could not be kept; None where pixels must be held.
+        wanted: what rules of later runs read of the tower, so that it need not run for that alone.
     """
 
     def __init__(
@@ -63,37 +67,67 @@ class Part:
         *,
         shelf: Shelf | None = None,
         again: Callable[[], Batch] | None = None,
+        wanted: tuple[Reads, ...] = (),
     ) -> None:
         self.language = batch.language
         self.rows = tuple(range(len(batch.input_ids)) if rows is None else rows)
         self._vision: dict[str, Tensor] | None = batch.vision
         self._shelf = OwnShelf() if shelf is None else shelf
         self._again = again
+        self._wanted = wanted
 
     def arguments(self, model: Any, device: torch.device) -> dict[str, Any]:
         """Arguments of the model's forward or generate, on ``device``, with the stored features for its pixels."""
-        features = self._shelf.get()
-        if features is None:
-            features = self._compute(model, device)
-            self._shelf.keep(features)
-            if self._again is not None or self._shelf.get() is not None:
-                self._vision = None
-        return _on(device, self.language) | {"mm_encoder_outputs": {"image": features.to(device).output}}
+        return self.inputs(model, device, None)[0]
 
-    def _compute(self, model: Any, device: torch.device) -> Features:
+    def inputs(
+        self, model: Any, device: torch.device, reduction: Reduction | None
+    ) -> tuple[dict[str, Any], TowerViews | None]:
+        """As ``arguments``, with the features that a reduction inside the tower leaves, and what its rules read of it.
+
+        Args:
+            reduction: what the arguments are for; None for a pass that reads nothing of the tower but its features.
+        """
+        vision, wanted = _asked(model, reduction)
+        features = self._shelf.get(vision)
+        if features is None or (vision is not None and features.views is None) or set(wanted) - set(features.seen):
+            everything = {*wanted, *(() if features is None else features.seen), *(() if vision else self._wanted)}
+            features = self._compute(model, device, vision, tuple(everything))
+            self._shelf.keep(features, vision)
+        features = features.to(device)
+        return _on(device, self.language) | {"mm_encoder_outputs": {"image": features.output}}, features.views
+
+    def whole_arguments(self, device: torch.device) -> dict[str, Any]:
+        """Arguments with the pixels, so that the model runs its tower itself."""
+        return _on(device, self.language) | _on(device, self._pixels(often=True))
+
+    def _compute(
+        self, model: Any, device: torch.device, vision: VisionReduction | None, wanted: tuple[Reads, ...]
+    ) -> Features:
+        pixels = _on(device, self._pixels(often=vision is not None))
         with torch.inference_mode():
-            output = _tower(model).get_image_features(**_on(device, self._pixels()), return_dict=True)
-        features = Features.of(output)
+            compute = partial(_tower(model).get_image_features, **pixels, return_dict=True)
+            features = Features.of(*compute_features(model, compute, vision, wanted))
         self._check_counts(model, features.count)
         return features
 
-    def _pixels(self) -> dict[str, Tensor]:
-        """Arguments of the vision tower, the same whenever they are made."""
-        if self._vision is not None:
-            return self._vision
-        if self._again is None:
-            raise AssertionError("pixels that cannot be made again are let go only once their features are kept")
-        return self._again().vision
+    def _pixels(self, *, often: bool) -> Mapping[str, Tensor]:
+        """Arguments of the vision tower, the same whenever they are made.
+
+        Args:
+            often: whether they will be asked for again, so that they are kept if memory allows.
+        """
+        held = self._shelf.pixels()
+        found = self._vision if held is None else held.arguments
+        if found is None:
+            if self._again is None:
+                raise AssertionError("pixels that cannot be made again are held")
+            found = self._again().vision
+        if often and held is None:
+            self._shelf.keep_pixels(Pixels(found))
+        if self._again is not None:
+            self._vision = None
+        return found
 
     def _check_counts(self, model: Any, found: int) -> None:
         expected = int(vision_tokens(model, self.language["input_ids"]).sum())
@@ -105,18 +139,32 @@ class Part:
             )
 
 
+def _asked(model: Any, reduction: Reduction | None) -> tuple[VisionReduction | None, tuple[Reads, ...]]:
+    """What a reduction does inside the tower, and what its entry rule reads of it."""
+    if reduction is None:
+        return None, ()
+    vision = reduction.vision
+    reduces = vision is not None and vision.keep_rates[-1] < 1.0
+    return vision if reduces else None, views_wanted(model, reduction.entry_rule)
+
+
 def _tower(model: Any) -> Any:
     """The module whose forward asks itself for image features; the model's own method may not pass all arguments on."""
     return model.base_model
 
 
 def make_parts(
-    samples: Sequence[Sample], prompt: Prompt, model: Any, shelf: Callable[[int], Shelf] | None = None
+    samples: Sequence[Sample],
+    prompt: Prompt,
+    model: Any,
+    shelf: Callable[[int], Shelf] | None = None,
+    wanted: tuple[Reads, ...] = (),
 ) -> tuple[Part, ...]:
     """The samples of a chunk as one batch, or as several where their lengths differ much (``layout``).
 
     Args:
         shelf: where the features of a part are, by its index; see ``Part``.
+        wanted: see ``Part``.
     """
     whole = make_batch(samples, prompt, model)
     found = []
@@ -124,7 +172,7 @@ def make_parts(
     for index, rows in enumerate(layout):
         again = partial(make_batch, [samples[row] for row in rows], prompt, model)
         batch = whole if len(layout) == 1 else again()
-        found.append(Part(batch, rows, shelf=None if shelf is None else shelf(index), again=again))
+        found.append(Part(batch, rows, shelf=None if shelf is None else shelf(index), again=again, wanted=wanted))
     return tuple(found)
 
 
@@ -158,5 +206,5 @@ def direct_arguments(batch: Batch, device: torch.device) -> dict[str, Any]:
     return _on(device, batch.language) | _on(device, batch.vision)
 
 
-def _on(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in tensors.items()}

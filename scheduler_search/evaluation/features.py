@@ -1,12 +1,12 @@
 """Vision features: what of them is kept, how they are moved, and where those of each batch are.
 
-Knows: the forms in which the families give them. Does not know: how they are computed (``batches``) or where memory is
-(``memory``).
+Knows: the forms in which the families give them, and that each reduction inside the tower has its own. Does not know:
+how they are computed (``batches``) or where memory is (``memory``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, cast
 
@@ -15,30 +15,44 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from scheduler_search.evaluation.layout import Place
-from scheduler_search.evaluation.memory import HOST, Entry, Memory
+from scheduler_search.evaluation.memory import HOST, Entry, Item, Memory
+from scheduler_search.rule import Reads
+from scheduler_search.runtime import TowerViews
+from scheduler_search.schedule.values import VisionReduction
 
 # A tensor, or tensors for each image, for each decoder layer that takes some, or for each image of each of these.
 Nested = Tensor | Sequence["Nested"]
+_PIXELS = "pixels"
 _SHARE = 4  # at most a quarter of what memory there is: the vision tower is the cheapest to run again
 
 
 @dataclass(frozen=True)
 class Features:
-    """What models read of the output of ``get_image_features``, in the form in which they gave it."""
+    """What models read of the output of ``get_image_features``, in the form in which they gave it.
+
+    ``views``: what rules read of the tower beside it; None where nothing was asked for.
+    """
 
     output: ModelOutput
+    views: TowerViews | None = None
 
     @classmethod
-    def of(cls, output: ModelOutput) -> Self:
+    def of(cls, output: ModelOutput, views: TowerViews | None = None) -> Self:
         """Of all that the vision tower gave."""
         names = (_main(output), "deepstack_features")
-        return cls(type(output)(**{name: output[name] for name in names if output.get(name) is not None}))
+        return cls(type(output)(**{name: output[name] for name in names if output.get(name) is not None}), views)
 
     @property
     def bytes(self) -> int:
         """Memory of the tensors."""
         tensors = [tensor for value in self.output.values() for tensor in _tensors(value)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        beside = 0 if self.views is None else self.views.bytes
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + beside
+
+    @property
+    def seen(self) -> tuple[Reads, ...]:
+        """What there is of the tower beside the features."""
+        return () if self.views is None else tuple(self.views.seen)
 
     @property
     def count(self) -> int:
@@ -48,32 +62,67 @@ class Features:
     def to(self, device: torch.device) -> Self:
         """The same on a device; tensors that are there already are shared."""
         moved = {name: _moved(value, device) for name, value in self.output.items()}
-        return type(self)(type(self.output)(**moved))
+        return type(self)(type(self.output)(**moved), None if self.views is None else self.views.to(device))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Arguments of the vision tower."""
+
+    arguments: Mapping[str, Tensor]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.arguments.values())
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device; tensors that are there already are shared."""
+        return type(self)({name: tensor.to(device) for name, tensor in self.arguments.items()})
 
 
 class Shelf(Protocol):
-    """The place of one batch's features."""
+    """The place of what the vision tower gave for one batch.
 
-    def get(self) -> Features | None:
-        """The features, if they are here."""
+    That is the features of the whole tower (None), and those of the last reduction inside it that was asked for.
+    """
 
-    def keep(self, features: Features) -> None:
-        """Keep the features, if memory allows."""
+    def get(self, vision: VisionReduction | None = None) -> Features | None:
+        """The features under a reduction, if they are here."""
+
+    def keep(self, features: Features, vision: VisionReduction | None = None) -> None:
+        """Keep the features, in place of others under the same or another reduction, if memory allows."""
+
+    def pixels(self) -> Pixels | None:
+        """What the tower reads, if it is here."""
+
+    def keep_pixels(self, pixels: Pixels) -> None:
+        """Keep what the tower reads, if memory allows: for batches that it runs over again and again."""
 
 
 class OwnShelf:
-    """Keeps features on the host, whatever memory they take."""
+    """Keeps everything on the host, whatever memory it takes."""
 
     def __init__(self) -> None:
-        self._features: Features | None = None
+        self._features: dict[bool, tuple[VisionReduction | None, Features]] = {}
+        self._pixels: Pixels | None = None
 
-    def get(self) -> Features | None:
+    def get(self, vision: VisionReduction | None = None) -> Features | None:
         """The features, once they were kept."""
-        return self._features
+        found, features = self._features.get(vision is not None, (None, None))
+        return features if found == vision else None
 
-    def keep(self, features: Features) -> None:
+    def keep(self, features: Features, vision: VisionReduction | None = None) -> None:
         """Keep the features."""
-        self._features = features.to(HOST)
+        self._features[vision is not None] = vision, features.to(HOST)
+
+    def pixels(self) -> Pixels | None:
+        """What the tower reads, once it was kept."""
+        return self._pixels
+
+    def keep_pixels(self, pixels: Pixels) -> None:
+        """Keep what the tower reads."""
+        self._pixels = pixels.to(HOST)
 
 
 class FeatureStore:
@@ -100,14 +149,30 @@ class _StoreShelf:
     _memory: Memory
     _place: Place
 
-    def get(self) -> Features | None:
+    def get(self, vision: VisionReduction | None = None) -> Features | None:
+        return cast("Features | None", self._get(vision))
+
+    def keep(self, features: Features, vision: VisionReduction | None = None) -> None:
         for entry in self._memory.at(self._place, "features"):
-            self._memory.touch(entry)
-            return cast("Features", entry.item)
+            if entry.group != _PIXELS and (entry.group is None) == (vision is None):
+                self._memory.drop(entry)
+        self._keep(features, vision)
+
+    def pixels(self) -> Pixels | None:
+        return cast("Pixels | None", self._get(_PIXELS))
+
+    def keep_pixels(self, pixels: Pixels) -> None:
+        self._keep(pixels, _PIXELS)
+
+    def _get(self, group: object) -> Item | None:
+        for entry in self._memory.at(self._place, "features"):
+            if entry.group == group:
+                self._memory.touch(entry)
+                return entry.item
         return None
 
-    def keep(self, features: Features) -> None:
-        entry = Entry(self._place, "features", features, share=_SHARE)
+    def _keep(self, item: Item, group: object) -> None:
+        entry = Entry(self._place, "features", item, group, share=_SHARE)
         self._memory.keep(entry, lambda other: (0, other.used) if other.kind == "prefix" else None)
 
 

@@ -30,7 +30,7 @@ from scheduler_search.evaluation.prepared import PreparedSplit, prepare
 from scheduler_search.evaluation.prompts import Prompt, make_prompt
 from scheduler_search.evaluation.samples import Sample
 from scheduler_search.evaluation.sources import Splits, read_splits
-from scheduler_search.runtime import Plan, PrefixRun, can_resume, identify, model_shape
+from scheduler_search.runtime import PrefixRun, can_resume, identify, model_shape, plan_of
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import ChunkResult, ChunkTask, ModelDescription, SplitDescription, SplitName
@@ -167,12 +167,11 @@ class LocalExecutor:
 
     def _prefix_run(self, task: ChunkTask, part: int, ready: PreparedSplit, loaded: LoadedModel) -> PrefixRun | None:
         """None where a part must run whole: see ``can_resume``, and ``PrefixRun.check`` for generation."""
-        vision = ready.vision_tokens(task.chunk, part)
-        reduces = Plan.of(task.reduction.keep_rates, vision).reduces
+        plan = plan_of(loaded.model, task.reduction, ready.vision_tokens(task.chunk, part))
         generates = ready.decoding.mode == "generate"
-        if not self._memory.limit or not can_resume(loaded.model) or (generates and not reduces):
+        if not self._memory.limit or not can_resume(loaded.model) or (generates and not plan.reduces):
             return None
-        return self._prefixes.run(task, part, vision)
+        return self._prefixes.run(task, part, plan)
 
     def _reference(self, place: Place, part: Part, ready: PreparedSplit) -> Reference:
         reference = self._references.get(place)

@@ -125,6 +125,12 @@ class Memory:
         self._settle(entry, _DEVICE_LEVEL, order, None)
         return entry.level is not None
 
+    def drop(self, entry: Entry) -> None:
+        """Let go of an entry that nobody will ask for again."""
+        self._leave(entry)
+        entries = self._entries.get(entry.place, [])
+        entries[:] = [one for one in entries if one is not entry]
+
     def raise_up(self, entry: Entry, order: Order) -> None:
         """Bring an entry that is used from the host to the device, if there is room, or room can be made."""
         if entry.level != _HOST_LEVEL or entry.item.bytes > self._limits[_DEVICE_LEVEL]:
@@ -153,8 +159,7 @@ class Memory:
             if going is not None:
                 self._enter(entry, lower, order, going)
                 return
-        entries = self._entries.get(entry.place, [])
-        entries[:] = [one for one in entries if one is not entry]
+        self.drop(entry)
 
     def _going(self, entry: Entry, level: int, order: Order, key: Rank | None) -> list[Entry] | None:
         """What must leave a level for an entry; None where all that may go is not enough."""

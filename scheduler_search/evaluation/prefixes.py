@@ -15,7 +15,7 @@ from scheduler_search.evaluation.layout import Place
 from scheduler_search.evaluation.memory import Entry, Memory, Order
 from scheduler_search.rule import Rule
 from scheduler_search.runtime import Plan, Prefix, PrefixRun, same_rules
-from scheduler_search.schedule.values import Reduction
+from scheduler_search.schedule.values import Reduction, VisionReduction
 from scheduler_search.study.values import ChunkTask, SplitName
 
 
@@ -26,6 +26,7 @@ class _Group:
     split: SplitName
     keep_rates: tuple[float, ...]
     rules: tuple[Rule | None, Rule]
+    vision: VisionReduction | None
 
 
 class PrefixStore:
@@ -51,13 +52,12 @@ class PrefixStore:
             place: [_prefix(entry) for entry in self._memory.at(place, "prefix")] for place in self._memory.places()
         }
 
-    def run(self, task: ChunkTask, part: int, vision_tokens: tuple[int, ...]) -> PrefixRun:
+    def run(self, task: ChunkTask, part: int, plan: Plan) -> PrefixRun:
         """The deepest prefix that a part of the task can start from, and what it should keep.
 
         Args:
-            vision_tokens: N of the part's samples.
+            plan: of the part's samples under the task's reduction.
         """
-        plan = Plan.of(task.reduction.keep_rates, vision_tokens)
         kept = self._memory.at(_place(task, part), "prefix")
         fitting = [entry for entry in kept if _prefix(entry).fits(task.reduction, plan)]
         best = max(fitting, key=lambda entry: _prefix(entry).layer, default=None)
@@ -108,7 +108,7 @@ def _place(task: ChunkTask, part: int) -> Place:
 def _group(task: ChunkTask, prefix: Prefix) -> _Group:
     reduction: Reduction = prefix.reduction
     shared = min(prefix.layer, task.shared_layers)
-    return _Group(task.split, reduction.keep_rates[:shared], (reduction.entry_rule, reduction.rule))
+    return _Group(task.split, reduction.keep_rates[:shared], (reduction.entry_rule, reduction.rule), reduction.vision)
 
 
 def _leads_to(first: Prefix, second: Prefix, task: ChunkTask) -> bool:

@@ -18,7 +18,7 @@ from scheduler_search.evaluation.models import LoadedModel
 from scheduler_search.evaluation.prompts import Prompt
 from scheduler_search.evaluation.samples import Sample, split_digest
 from scheduler_search.evaluation.scoring import Decoding, answer_mode
-from scheduler_search.runtime import vision_tokens
+from scheduler_search.runtime import views_wanted, vision_tokens
 from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import SplitDescription, SplitName
@@ -102,7 +102,7 @@ def prepare(
     context = _context(digest, decoding, measure, loaded, prompt, definition)
     if known is not None:
         known.check(context, len(samples))
-    chunks = _chunks(name, samples, loaded, prompt, definition.data.chunk, shelf, known)
+    chunks = _chunks(name, samples, loaded, prompt, definition, shelf, known)
     if known is None:
         found = [_token_counts(chunk, loaded) for chunk in chunks]
         vision, text = (tuple(count for one in found for count in one[kind]) for kind in (0, 1))
@@ -138,13 +138,17 @@ def _chunks(
     samples: tuple[Sample, ...],
     loaded: LoadedModel,
     prompt: Prompt,
-    size: int,
+    definition: StudyDefinition,
     shelf: ShelfOf | None,
     known: Known | None,
 ) -> Chunks:
+    size = definition.data.chunk
+    rule = definition.rule.resolve(definition.seed) if "entry" in definition.rule.places else None
+    wanted = views_wanted(loaded.model, rule)
+
     def build(index: int) -> Chunk:
         part_shelf = None if shelf is None else lambda part: shelf((name, index, part))
-        chunk = make_parts(samples[index * size : (index + 1) * size], prompt, loaded.model, part_shelf)
+        chunk = make_parts(samples[index * size : (index + 1) * size], prompt, loaded.model, part_shelf, wanted)
         if known is not None:
             known.check_counts(index, _token_counts(chunk, loaded))
         return chunk

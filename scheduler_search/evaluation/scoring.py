@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from scheduler_search.errors import UnsupportedError
 from scheduler_search.evaluation.batches import Part
 from scheduler_search.evaluation.fidelity import Driver, Recorder, Reference, divergence
 from scheduler_search.evaluation.measures import Outcome
 from scheduler_search.evaluation.metrics import Metric
 from scheduler_search.evaluation.models import LoadedModel
 from scheduler_search.evaluation.samples import Sample
-from scheduler_search.runtime import PrefixRun, apply_prefix, apply_reduction
+from scheduler_search.runtime import PrefixRun, ScheduleHandle, TowerViews, apply_prefix, apply_reduction
 from scheduler_search.schedule.values import Reduction
 
 # Version of everything in this package that can change a score and has no version of its own.
@@ -31,6 +30,7 @@ SCORING_VERSION = 1
 REPEATS = 9
 
 Mode = Literal["prefill", "generate"]
+_Inputs = tuple[dict[str, Any], TowerViews | None]
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,12 @@ def run(
         reference: what the fidelities are to; None for none.
         answers: whether answers are asked for; without them, a generation is driven along the reference alone.
     """
-    _check_features_serve(reduction)
     model, tokens, fidelities = loaded.model, None, None
+    passes_over = prefix is not None and prefix.start is not None  # what the tower gave is in the prefix
     with torch.inference_mode():
-        arguments = part.arguments(model, loaded.device)
-        with apply_reduction(model, reduction) if prefix is None else apply_prefix(model, prefix):
+        arguments, views = part.inputs(model, loaded.device, None if passes_over else reduction)
+        applied = apply_reduction(model, reduction) if prefix is None else apply_prefix(model, prefix)
+        with applied as handle, handle.tower_views(views):
             if decoding.mode == "prefill":
                 logits = first_logits(model, arguments)
                 tokens = logits.argmax(-1, keepdim=True)
@@ -140,27 +141,38 @@ def prefill_milliseconds(
 ) -> tuple[float, ...]:
     """Median wall time, in milliseconds, of a chunk's prefill with a cache, its parts in turn, under each reduction.
 
-    The reductions take turns, so that whatever else the machine does meets all of them alike. Vision features are
-    ready, and hooks in place, before the clock starts. One untimed round comes first.
+    The reductions take turns, so that whatever else the machine does meets all of them alike. Hooks are in place before
+    the clock starts. One untimed round comes first.
+
+    What is timed is decoder and lm head: vision features are ready, and so is what an entry rule reads of the tower.
+    Where any of the reductions acts inside the tower, it is tower, projector, decoder and lm head, for all of them.
     """
     times: list[list[float]] = [[] for _ in reductions]
+    with_tower = any(reduction.vision is not None for reduction in reductions)
     with torch.inference_mode():
-        arguments = [part.arguments(loaded.model, loaded.device) for part in chunk]
+        ready = [_ready(loaded, chunk, reduction, with_tower=with_tower) for reduction in reductions]
         for repeat in range(REPEATS + 1):
-            for reduction, record in zip(reductions, times, strict=True):
-                _check_features_serve(reduction)
-                with apply_reduction(loaded.model, reduction):
-                    seconds = _time(loaded, arguments)
+            for reduction, inputs, record in zip(reductions, ready, times, strict=True):
+                with apply_reduction(loaded.model, reduction) as handle:
+                    seconds = _time(loaded, handle, inputs)
                 if repeat > 0:
                     record.append(seconds * 1000)
     return tuple(statistics.median(record) for record in times)
 
 
-def _time(loaded: LoadedModel, arguments: Sequence[dict[str, Any]]) -> float:
+def _ready(loaded: LoadedModel, chunk: Sequence[Part], reduction: Reduction, *, with_tower: bool) -> list[_Inputs]:
+    """The arguments of each part, with pixels or with features, and what rules read of the tower."""
+    if with_tower:
+        return [(part.whole_arguments(loaded.device), None) for part in chunk]
+    return [part.inputs(loaded.model, loaded.device, reduction) for part in chunk]
+
+
+def _time(loaded: LoadedModel, handle: ScheduleHandle, inputs: Sequence[_Inputs]) -> float:
     _synchronise(loaded.devices)
     start = time.perf_counter()
-    for one in arguments:
-        loaded.model(**one, logits_to_keep=1, use_cache=True)
+    for arguments, views in inputs:
+        with handle.tower_views(views):
+            loaded.model(**arguments, logits_to_keep=1, use_cache=True)
     _synchronise(loaded.devices)
     return time.perf_counter() - start
 
@@ -169,11 +181,3 @@ def _synchronise(devices: Sequence[torch.device]) -> None:
     for device in devices:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-
-def _check_features_serve(reduction: Reduction) -> None:
-    if reduction.vision is not None:
-        raise UnsupportedError(
-            "an evaluation must not reduce inside the vision tower: its stored features are the unreduced tower's",
-            actual=f"rule {reduction.vision.rule.name!r}",
-        )

@@ -3,13 +3,22 @@
 Knows: models, their caches and attention. Does not know: how a schedule was found, stored or measured.
 """
 
-from scheduler_search.runtime.apply import apply_prefix, apply_reduction, apply_schedule, can_resume, check_identity
+from scheduler_search.runtime.apply import (
+    apply_prefix,
+    apply_reduction,
+    apply_schedule,
+    can_resume,
+    check_identity,
+    plan_of,
+    views_wanted,
+)
 from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify, model_shape, vision_tokens
 from scheduler_search.runtime.placement import execution_device
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefix import Prefix, PrefixRun, same_rules
 from scheduler_search.runtime.report import LayerReport, Report, TowerLayerReport
+from scheduler_search.runtime.tower import compute_features
 from scheduler_search.runtime.views import TowerViews
 
 __all__ = [
@@ -26,9 +35,12 @@ __all__ = [
     "apply_schedule",
     "can_resume",
     "check_identity",
+    "compute_features",
     "execution_device",
     "identify",
     "model_shape",
+    "plan_of",
     "same_rules",
+    "views_wanted",
     "vision_tokens",
 ]

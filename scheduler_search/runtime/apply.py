@@ -9,11 +9,14 @@ from torch import nn
 
 from scheduler_search.errors import ScheduleMismatchError, UnsupportedError
 from scheduler_search.reducers.load import load_reducer
+from scheduler_search.rule import Reads, Rule
 from scheduler_search.runtime.families import Family, family_of
 from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify
+from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefix import PrefixRun
 from scheduler_search.runtime.refusals import check_model
+from scheduler_search.runtime.tower_plan import entry_reads
 from scheduler_search.schedule.values import ModelIdentity, Reduction, Schedule
 
 if TYPE_CHECKING:
@@ -73,6 +76,21 @@ def apply_prefix(model: nn.Module, run: PrefixRun) -> ScheduleHandle:
 def can_resume(model: nn.Module) -> bool:
     """Whether prefills of this model can start from a prefix."""
     return family_of(model).resumable(model.config)
+
+
+def plan_of(model: nn.Module, reduction: Reduction, vision_tokens: tuple[int, ...]) -> Plan:
+    """What a prefill of samples with so many vision tokens will do under a reduction."""
+    patches = None if reduction.vision is None else family_of(model).vision_tower(model).patches
+    return Plan.under(reduction, vision_tokens, patches)
+
+
+def views_wanted(model: nn.Module, entry_rule: Rule | None) -> tuple[Reads, ...]:
+    """What an entry rule reads of the vision tower, for ``compute_features``.
+
+    Raises:
+        UnsupportedError: a tower that does not have it.
+    """
+    return entry_reads(model, family_of(model), entry_rule)
 
 
 def _apply(model: nn.Module, reduction: Reduction, prefix: PrefixRun | None) -> ScheduleHandle:

@@ -20,7 +20,7 @@ from torch import nn
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import AttentionRows, Prompt, Reducer, Tokens, reduce_tokens
 from scheduler_search.rule import Reads
-from scheduler_search.runtime.families import Family
+from scheduler_search.runtime.families import family_of
 from scheduler_search.runtime.layout import compact, gather_tokens
 from scheduler_search.runtime.refusals import check_not_compiling
 from scheduler_search.runtime.seen import Seen, look
@@ -279,7 +279,6 @@ def _given(change: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor 
 
 def compute_features(
     model: nn.Module,
-    family: Family,
     compute: Callable[[], T],
     vision: VisionReduction | None = None,
     wanted: tuple[Reads, ...] = (),
@@ -288,9 +287,9 @@ def compute_features(
 
     Args:
         vision: what is done to the tower meanwhile.
-        wanted: what is read of it, as ``entry_reads`` gives it.
+        wanted: what is read of it, as ``views_wanted`` gives it.
     """
-    plan = plan_tower(model, family, vision, wanted)
+    plan = plan_tower(model, family_of(model), vision, wanted)
     if plan is None:
         return compute(), None
     hooks = TowerHooks(plan)

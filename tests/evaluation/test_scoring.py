@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scheduler_search.errors import UnsupportedError
 from scheduler_search.evaluation import scoring
 from scheduler_search.evaluation.batches import Part, make_batch
 from scheduler_search.evaluation.metrics import metric_of
@@ -12,10 +11,9 @@ from scheduler_search.evaluation.models import LoadedModel, load_model
 from scheduler_search.evaluation.prompts import make_prompt
 from scheduler_search.evaluation.samples import Sample
 from scheduler_search.evaluation.sources import read_splits
-from scheduler_search.rule import make_rule
-from scheduler_search.schedule.values import Reduction, VisionReduction
+from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
-from tests.evaluation.conftest import FULL, LAYERS, REDUCED, uniform_from_second
+from tests.evaluation.conftest import FULL, REDUCED, uniform_from_second
 
 EXACT = metric_of("exact-match")
 
@@ -98,12 +96,3 @@ def test_the_model_is_left_without_hooks(loaded: LoadedModel, part: Part) -> Non
     before = hooks()
     answers(loaded, part, REDUCED, "prefill", 16)
     assert hooks() == before
-
-
-def test_a_reduction_inside_the_tower_is_refused(loaded: LoadedModel, part: Part) -> None:
-    reduction = Reduction.__new__(Reduction)  # no declared rule acts in the tower yet, so none can be built
-    object.__setattr__(reduction, "keep_rates", (0.5,) * LAYERS)
-    object.__setattr__(reduction, "vision", VisionReduction.__new__(VisionReduction))
-    object.__setattr__(reduction.vision, "rule", make_rule("random"))
-    with pytest.raises(UnsupportedError, match="must not reduce inside the vision tower"):
-        answers(loaded, part, reduction, "prefill", 16)

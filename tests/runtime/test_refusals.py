@@ -119,14 +119,6 @@ def test_attention_that_changes_under_a_schedule(model):
             model(**batch())
 
 
-def test_a_tower_block(model):
-    applied = reduction()
-    object.__setattr__(applied, "vision", object())  # no declared rule acts inside the tower, so none can be built
-    with pytest.raises(UnsupportedError, match="vision-tower block") as error:
-        apply_reduction(model, applied)
-    assert_refused(error)
-
-
 def test_layers_that_must_see_every_token(model, monkeypatch):
     """No family needs it so far: one that would is made up."""
     monkeypatch.setattr(Llava, "whole_layers", 2)
