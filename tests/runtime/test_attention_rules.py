@@ -93,8 +93,6 @@ def assert_equal_to_reference(model: Any, eager: Any, inputs: dict[str, Any], ap
 @pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", RULES)
 def test_dropping_is_masking(model_of, rule, attention, name):
-    if rule == "fastv-vision" and name == "mixed":
-        pytest.skip("the reference has no row to read in a sample without an image")
     model, eager = model_of("llama", attention), model_of("llama", "eager")
     assert_equal_to_reference(model, eager, batch(name), of(rule), **RULES[rule][1])
 
