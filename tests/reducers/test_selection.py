@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler_search.reducers import least_redundant
+from scheduler_search.reducers.selection import by_keys
 
 SCORES = st.floats(-5, 5, width=32) | st.sampled_from([0.0, float("nan"), float("inf"), float("-inf")])
 
@@ -50,3 +51,10 @@ def test_a_batch_is_its_samples_and_choices_are_nested(drawn):
 def test_ties_go_to_the_earlier_token():
     kept = least_redundant(torch.zeros(1, 6), torch.tensor([[0, 1, 1, 0, 1, 1]]).bool(), torch.tensor([2]))
     assert kept.tolist() == [[False, True, True, False, False, False]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-2, 2), st.integers(0, 1)), min_size=1, max_size=12))
+def test_keys_count_in_their_order(drawn):
+    redundancy = by_keys(*torch.tensor(drawn, dtype=torch.float64).T[:, None])[0].tolist()
+    expected = sorted(range(len(drawn)), key=lambda slot: (drawn[slot], slot))  # of equal keys, the later goes first
+    assert sorted(range(len(drawn)), key=lambda slot: redundancy[slot]) == expected
