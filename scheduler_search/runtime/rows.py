@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ class RowReader:
         in front of the first layer do. So a pass that starts from a prefix has the raters of the whole one.
         """
         text = _TextRows.of(self._prompt, "raters").to(hidden.device)
-        vision = torch.from_numpy(self._prompt.vision).to(hidden.device) & ~hidden.isnan().any(dim=2)
+        vision = self._marked("vision", hidden.device) & ~hidden.isnan().any(dim=2)
         slots, shares = _chosen(text.marked, text.weights)
         self._text = replace(text, weights=rater_weights(hidden, vision, slots, shares))
 
@@ -74,18 +75,24 @@ class RowReader:
         device: torch.device,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``at``, of rows that are dropped on the way, so that each layer has others."""
-        left = (torch.from_numpy(self._prompt.vision) if vision is None else vision).to(device)
+        left = self._marked("vision", device) if vision is None else vision.to(device)
         if rows == "last-vision":
             slots = torch.arange(left.shape[1], device=device)
             last = torch.where(left, slots, -1).amax(dim=1, keepdim=True)
             return last.clamp(min=0), torch.ones(last.shape, device=device, dtype=torch.float64)
-        numbers = np.array(counts, dtype=np.int64)[:, None]
+        numbers = np.array(counts, dtype=np.int64)
         if rows == "every":
-            left = _present(torch.from_numpy(self._prompt.asking).to(device), kept)
-            numbers = numbers + (self._prompt.asking & ~self._prompt.vision).sum(axis=1, keepdims=True)
-        numbers = np.maximum(numbers, 1)
-        weights = (np.arange(numbers.max()) < numbers) / numbers
-        return _chosen(left, torch.from_numpy(weights).to(device))
+            left = _present(self._marked("asking", device), kept)
+            numbers = numbers + (self._prompt.asking & ~self._prompt.vision).sum(axis=1)
+        present = left.sum(dim=1, keepdim=True).clamp(min=1)
+        places = torch.arange(max(int(numbers.max()), 1), device=device)
+        return _chosen(left, (places < present).to(torch.float64) / present)
+
+    def _marked(self, name: Literal["vision", "asking"], device: torch.device) -> torch.Tensor:
+        """One of the prompt's masks [B, S0], on the device once per pass."""
+        return self._prompt.once(
+            (RowReader, name, device), lambda: torch.from_numpy(getattr(self._prompt, name)).to(device)
+        )
 
 
 def _present(marked: torch.Tensor, kept: Kept | None) -> torch.Tensor:
