@@ -12,6 +12,7 @@ from scheduler_search.rule import Reads
 from scheduler_search.runtime.cache import check_cache
 from scheduler_search.runtime.families import Family
 from scheduler_search.runtime.families.tower import Tower
+from scheduler_search.schedule.counts import keep_count
 from scheduler_search.schedule.values import Reduction
 
 FLASH_ATTENTION = "flash_attention_2"
@@ -57,6 +58,8 @@ def check_tower_rates(tower: Tower, rates: tuple[float, ...], place: str) -> Non
     elif any(rate != rates[used - 1] for rate in rates[used:]):
         rule = f"tower layers behind the {used} that the decoder reads must have the keep rate of the last of these"
         actual = ", ".join(f"{rate:g}" for rate in rates[used - 1 :])
+    elif not tower.class_tokens and not keep_count(rates[-1], tower.patches):
+        rule, actual = "a tower without a class token must be left a patch", f"{rates[-1]:g} of {tower.patches}"
     else:
         return
     raise UnsupportedError(rule, actual=actual, place=place, remedy="change the tower's keep rates")
