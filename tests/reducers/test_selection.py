@@ -1,9 +1,9 @@
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler_search.reducers import least_redundant
-from scheduler_search.reducers.selection import by_keys
+from scheduler_search.reducers.selection import by_keys, quantile
 
 SCORES = st.floats(-5, 5, width=32) | st.sampled_from([0.0, float("nan"), float("inf"), float("-inf")])
 
@@ -58,3 +58,22 @@ def test_keys_count_in_their_order(drawn):
     redundancy = by_keys(*torch.tensor(drawn, dtype=torch.float64).T[:, None])[0].tolist()
     expected = sorted(range(len(drawn)), key=lambda slot: (drawn[slot], slot))  # of equal keys, the later goes first
     assert sorted(range(len(drawn)), key=lambda slot: redundancy[slot]) == expected
+
+
+@given(st.lists(st.integers(0, 9), min_size=3, max_size=3), st.sampled_from([0.0, 0.3, 0.5, 0.998, 1.0]))
+@settings(max_examples=25)
+def test_quantiles_are_those_of_torch_among_some_slots(counts, share):
+    values = torch.randn(3, 4, 9, dtype=torch.float64)
+    among = torch.stack([torch.randperm(9) < count for count in counts])
+    found = quantile(values, among, counts, share)
+    for sample, count in enumerate(counts):
+        if count:
+            expected = values[sample][:, among[sample]].quantile(share, dim=1)
+            torch.testing.assert_close(found[sample], expected)
+
+
+def test_a_quantile_between_two_is_reached_by_the_upper_one():
+    """501 values have their 0.998 quantile at the second largest: two reach it, though 0.998 is not a binary number."""
+    values = torch.randn(1, 3, 501)
+    found = quantile(values, torch.ones(1, 501, dtype=torch.bool), [501], 0.998)
+    assert (values >= found[..., None]).sum(dim=2).tolist() == [[2, 2, 2]]
