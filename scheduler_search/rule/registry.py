@@ -2,57 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Iterator, Mapping
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule.catalogue import (
-    attention,
-    dart,
-    entry,
-    evit,
-    ficoco,
-    mustdrop,
-    plain,
-    sparsevlm,
-    tome,
-    visiontrim,
-)
+from scheduler_search.rule import catalogue
 from scheduler_search.rule.declaration import Declaration, ParameterValue, Rule, nearest
 
-# A version that schedules may name stays here for ever; of one name, the last is what a study gets.
-_ALL = (
-    attention.ATTENTION_RANK,
-    attention.FASTV_1,
-    attention.FASTV,
-    attention.FASTV_REVERSE,
-    attention.FASTV_VISION,
-    attention.FASTV_WINDOW,
-    attention.IMPORTANCE_REDUNDANCY,
-    attention.PYRAMID_DROP,
-    attention.VTW,
-    dart.DART,
-    entry.DOWNSAMPLE,
-    entry.FASTERVLM,
-    entry.VISIONZIP,
-    entry.PRUMERGE,
-    entry.DIVPRUNE,
-    entry.CDPRUNER,
-    evit.EVIT,
-    ficoco.FICOCO_V,
-    ficoco.FICOCO_L,
-    ficoco.FICOCO_VL,
-    mustdrop.MUSTDROP,
-    plain.RANDOM,
-    plain.POOLING,
-    sparsevlm.SPARSEVLM,
-    tome.TOME,
-    visiontrim.VISIONTRIM,
-    visiontrim.VISIONTRIM_DECODER,
+# The files of the catalogue; every declaration in one of them is a rule. A version that schedules may name stays there
+# for ever; of one name, the newest is what a study gets.
+_FILES = (
+    "attention",
+    "dart",
+    "entry",
+    "evit",
+    "ficoco",
+    "mustdrop",
+    "plain",
+    "sparsevlm",
+    "tome",
+    "visiontrim",
 )
 
-_VERSIONS: dict[str, dict[int, Declaration]] = {}
-for _declaration in _ALL:
-    _VERSIONS.setdefault(_declaration.name, {})[_declaration.version] = _declaration
+
+def _declared(file: str) -> Iterator[Declaration]:
+    module = importlib.import_module(f"{catalogue.__name__}.{file}")
+    return (value for value in vars(module).values() if isinstance(value, Declaration))
+
+
+def _by_name_and_version(files: tuple[str, ...]) -> dict[str, dict[int, Declaration]]:
+    found: dict[str, dict[int, Declaration]] = {}
+    for declaration in (one for file in files for one in _declared(file)):
+        versions = found.setdefault(declaration.name, {})
+        if declaration.version in versions:
+            actual = f"{declaration.name!r} version {declaration.version} twice"
+            raise RuleError("a name and version must be declared once", actual=actual)
+        versions[declaration.version] = declaration
+    return found
+
+
+_VERSIONS = _by_name_and_version(_FILES)
 
 
 def declarations() -> tuple[Declaration, ...]:
