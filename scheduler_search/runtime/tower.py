@@ -265,6 +265,10 @@ class TowerRun:
         return values.new_zeros(shape).scatter_(1, index, values)
 
 
+def _is_ours(hook: object) -> bool:
+    return isinstance(getattr(hook, "__self__", None), TowerHooks)
+
+
 def _open(inputs: AttentionInputs) -> torch.Tensor:
     """The mask of a tower's attention, where every slot may see every other one: None is causal in the decoder."""
     S = inputs.query.shape[2]
@@ -288,10 +292,19 @@ def compute_features(
     Args:
         vision: what is done to the tower meanwhile.
         wanted: what is read of it, as ``views_wanted`` gives it.
+
+    Raises:
+        UnsupportedError: a tower that cannot be served, or that is under a schedule.
     """
     plan = plan_tower(model, family_of(model), vision, wanted)
     if plan is None:
         return compute(), None
+    if any(_is_ours(hook) for hook in plan.tower.module._forward_pre_hooks.values()):
+        raise UnsupportedError(
+            "features must be computed by a tower that is under no schedule",
+            actual="a model that has one",
+            remedy="compute them before the schedule is applied",
+        )
     hooks = TowerHooks(plan)
     hooks.attach()
     try:

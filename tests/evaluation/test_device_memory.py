@@ -17,6 +17,7 @@ from scheduler_search.evaluation.features import Features
 from scheduler_search.evaluation.memory import default_host_memory
 from scheduler_search.evaluation.models import load_model
 from scheduler_search.runtime import Prefix
+from scheduler_search.runtime.seen import Seen
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import ChunkTask
@@ -84,8 +85,8 @@ def test_what_was_moved_keeps_its_bits(
 
     def copied(prefix: Prefix, device: torch.device) -> Prefix:
         moved = prefix_to(prefix, device)
-        attention = None if moved.attention is None else moved.attention.clone()
-        return replace(moved, hidden=moved.hidden.clone(), attention=attention)
+        seen = None if moved.seen is None else Seen(*(_cloned(part) for part in vars(moved.seen).values()))
+        return replace(moved, hidden=moved.hidden.clone(), seen=seen)
 
     def copied_features(features: Features, device: torch.device) -> Features:
         output = features_to(features, device).output
@@ -100,6 +101,8 @@ def test_what_was_moved_keeps_its_bits(
 
 
 def _cloned(value: Any) -> Any:
+    if value is None:
+        return None
     return value.clone() if isinstance(value, torch.Tensor) else tuple(_cloned(one) for one in value)
 
 

@@ -260,6 +260,8 @@ def test_features_computed_before_give_the_same_bits(entry: str, tower: Any) -> 
         assert torch.equal(tokens, model.generate(**inputs, max_new_tokens=3, do_sample=False))
         with pytest.raises(UnsupportedError, match="must come with what the rules read of the tower"):
             model(**language, mm_encoder_outputs={"image": output})
+        with pytest.raises(UnsupportedError, match="under no schedule"):
+            compute_features(model, compute, reduction.vision, wanted)
 
 
 # -- what stays as it was
