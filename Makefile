@@ -21,6 +21,10 @@ $(VENV)/.dev: $(VENV)/.search
 
 # A file's tests stay in one process: what they set up together, they set up once. The order is that of tests/conftest.py.
 ON_TWO_CORES = --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Files of tests lie in memory where there is room: those of one run at a time.
+ON_TWO_CORES += --override-ini tmp_path_retention_count=1
+# Compiled files are kept even where the environment forbids it: each process that starts would compile them again.
+test test-fast chaos: export PYTHONDONTWRITEBYTECODE =
 
 quickstart: $(VENV)/.search
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh studies/quickstart.sh

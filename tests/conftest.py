@@ -1,22 +1,35 @@
-"""What holds for every test: one thread per process, and no deadlines for property tests on shared machines."""
+"""What holds for every test: one thread per process, files in memory, and no deadlines for property tests.
+
+Knows: what costs time in every test and shows nothing. Does not know: any test.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 
 # Before torch is imported by anything: two test processes with two threads each stall one another on two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
+from alembic import util
 from hypothesis import settings
 
 from scheduler_search.rule import PLACES, Declaration, Parameter, Stages, registry
 from tests.postgres import _studies_database, postgres, postgres_studies_url, postgres_url
 
 __all__ = ["_studies_database", "postgres", "postgres_studies_url", "postgres_url"]
+
+# Whoever is killed loses nothing that the operating system has, on a disk or not: nothing here cuts the power. A study
+# that waits for the disk after each of its hundred commits takes twice as long.
+_MEMORY = Path("/dev/shm")
+if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 * 2**30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 # Files with few and long tests, which wait for processes; the others, many and short, fill the gaps until the end.
 _FIRST = ("integration", "cluster", "benchmarks")
@@ -30,6 +43,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _waits(path: Path) -> bool:
     folders: Sequence[str] = path.relative_to(Path(__file__).parent).parts
     return folders[0] in _FIRST
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays: it is not looked through for garbage, neither meanwhile nor by tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _revisions_read_once() -> Iterator[None]:
+    """The files of database versions, ours and Optuna's, which alembic reads anew for every database."""
+    original: Callable[..., object] = util.load_python_file
+    known = cache(original)
+
+    def load(folder: str | Path, name: str | Path) -> object:
+        # `env.py`, beside that folder, does its work as it is read.
+        return (known if Path(folder).name == "versions" else original)(folder, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(util, "load_python_file", load)
+        yield
 
 
 @pytest.fixture
