@@ -28,7 +28,9 @@ def far_from_each_other(tokens: Tokens, rule: Rule) -> torch.Tensor:
     Distances are 1 - cosine. The first token is the one whose nearest neighbour is the farthest away.
     """
     groups = Groups.of(tokens, rule)
-    distance = 1.0 - cosine(tokens.hidden)
+    similarity = cosine(tokens.hidden)
+    # Equally far in both directions to the last bit: two tokens that are each other's nearest are a tie.
+    distance = 1.0 - (similarity + similarity.transpose(1, 2)) / 2
     distance = torch.where(distance < _SAME, 0.0, distance)
     gap = groups.spread(_nearest(distance, groups))
     greedy = _Greedy.start(groups)

@@ -34,7 +34,7 @@ class Groups:
         if dict(rule.parameters).get("quota") != "per-image":
             return cls((~tokens.vision).to(torch.int64), tokens.keep[:, None])
         numbers, device = required(tokens.prompt.images, "prompt.images"), tokens.hidden.device
-        most = int(numbers.max(initial=-1)) + 1
+        most = int(numbers.max(initial=0)) + 1
         images = tokens.prompt.once((Groups, device), lambda: torch.from_numpy(numbers).to(device))
         group = images.gather(1, tokens.position).masked_fill(~tokens.vision, most)
         # How many seats an image gets does not depend on who sits there.

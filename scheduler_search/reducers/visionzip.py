@@ -39,9 +39,9 @@ def merged(tokens: Tokens, kept: torch.Tensor, correlation: torch.Tensor, rule: 
     weights = into_the_best(tokens, kept, correlation, rule)
     if rule.text("merge") == "average":
         return weights
-    others = (weights > 0) & ~kept[:, :, None]
-    mean = others / others.sum(dim=1, keepdim=True).clamp(min=1)
-    return mean.to(weights.dtype) + torch.diag_embed(kept.to(weights.dtype))
+    others = ((weights > 0) & ~kept[:, :, None]).to(weights.dtype)
+    mean = others / others.sum(dim=1, keepdim=True).clamp(min=1.0)
+    return mean + torch.diag_embed(kept.to(weights.dtype))
 
 
 def _dominant(tokens: Tokens, groups: Groups, rule: Rule) -> torch.Tensor:
