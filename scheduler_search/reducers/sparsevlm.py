@@ -30,16 +30,21 @@ def unrated_or_not_a_centre(tokens: Tokens, rule: Rule) -> torch.Tensor:
     ranking = recycling.place.to(torch.float32)
     if not rule.number("recycled"):
         return ranking
-    peaks = _peaks(_distances(tokens, recycling), recycling, _most_centres(tokens, rule))
-    centres = least_redundant(-peaks, recycling.clustered, recycling.centres)
-    return torch.where(centres, -1.0, ranking)
+    peaks = _peaks(recycling.distances(tokens.hidden), recycling.real, recycling.centres)
+    centres = least_redundant(-peaks, recycling.real, recycling.centres)
+    return torch.where(torch.zeros_like(tokens.vision).scatter_(1, recycling.slots, centres), -1.0, ranking)
 
 
 def nearest_centre(tokens: Tokens, kept: torch.Tensor, rule: Rule) -> torch.Tensor:
     """C [B, S, S]: the squared distance from each token that is clustered to each centre, negated; else -inf."""
     recycling = _Recycling.of(tokens, rule)
-    centres = kept & recycling.clustered
-    return (-_distances(tokens, recycling)).masked_fill(~centres[:, None, :], float("-inf"))
+    distances = recycling.distances(tokens.hidden)
+    correlation = distances.new_full((*kept.shape, kept.shape[1]), float("-inf"))
+    centres = kept.gather(1, recycling.slots) & recycling.real
+    samples = torch.arange(len(kept), device=kept.device)[:, None, None]
+    places = (samples, recycling.slots[:, :, None], recycling.slots[:, None, :])
+    correlation[places] = (-distances).masked_fill(~centres[:, None, :], float("-inf"))
+    return correlation
 
 
 def reconstructed(tokens: Tokens, kept: torch.Tensor, correlation: torch.Tensor, rule: Rule) -> torch.Tensor:
@@ -50,29 +55,50 @@ def reconstructed(tokens: Tokens, kept: torch.Tensor, correlation: torch.Tensor,
 
 @dataclass(frozen=True)
 class _Recycling:
-    """Which tokens are clustered, and into how many centres.
+    """Which tokens are clustered, and into how many centres. R is at least as many as any sample clusters.
 
     Args:
         place: [B, S] place of each slot in the ranking by attention, vision tokens first.
-        clustered: [B, S] bool, the best of those that are not kept as they are.
+        slots: [B, R] slots of what is clustered, in order, and of others that fill up.
+        real: [B, R] bool, False for those that fill up.
         centres: [B] int64.
     """
 
     place: torch.Tensor
-    clustered: torch.Tensor
+    slots: torch.Tensor
+    real: torch.Tensor
     centres: torch.Tensor
 
     @classmethod
     def of(cls, tokens: Tokens, rule: Rule) -> _Recycling:
         place = places(least_redundant_first(-required(tokens.attention, "attention"), tokens.vision))
         lost = tokens.vision.sum(dim=1) - tokens.keep
-        centres = _floor(lost, _centres_per_lost(rule)) + 1 if rule.number("recycled") else torch.zeros_like(lost)
-        centres = torch.minimum(centres, tokens.keep // 2) * (lost > 0)
-        others = lost + centres
-        most = torch.minimum(torch.maximum(_floor(others, rule.number("recycled")) + 1, centres), others)
+        centres, clustered = _numbers(lost, tokens.keep, rule)
         start = (tokens.keep - centres)[:, None]
-        clustered = (place >= start) & (place < start + (most * (centres > 0))[:, None])
-        return cls(place, clustered, centres)
+        marked = (place >= start) & (place < start + clustered[:, None])
+        slots = (~marked).to(torch.int8).argsort(dim=1, stable=True)[:, : _most_clustered(tokens, rule)]
+        return cls(place, slots, marked.gather(1, slots), centres)
+
+    def distances(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Squared distances [B, R, R] between the tokens that are clustered, per feature; infinity for the others."""
+        samples = torch.arange(len(hidden), device=hidden.device)[:, None]
+        distances = squared_distances(hidden[samples, self.slots]) / hidden.shape[2]
+        return distances.masked_fill(~(self.real[:, :, None] & self.real[:, None, :]), float("inf"))
+
+
+def _numbers(lost: torch.Tensor, keep: torch.Tensor, rule: Rule) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many centres there are, and how many tokens are clustered, [B] each, of [B] that go and [B] that are kept."""
+    share = rule.number("recycled")
+    centres = torch.minimum(_floor(lost, _centres_per_lost(rule)) + 1, keep // 2) * ((lost > 0) & (share > 0))
+    clustered = torch.minimum(torch.maximum(_floor(lost + centres, share) + 1, centres), lost + centres)
+    return centres, clustered * (centres > 0)
+
+
+def _most_clustered(tokens: Tokens, rule: Rule) -> int:
+    """A bound that the host knows, of the most that any sample clusters: as if nothing had been dropped before."""
+    lost = max(total - count for total, count in zip(tokens.prompt.vision_tokens, tokens.counts, strict=True))
+    centres = min(int(lost * _centres_per_lost(rule) + 1e-9) + 1, max(tokens.counts) // 2)
+    return max(int((lost + centres) * rule.number("recycled") + 1e-9) + 1, centres)
 
 
 def _centres_per_lost(rule: Rule) -> float:
@@ -85,30 +111,16 @@ def _floor(numbers: torch.Tensor, share: float) -> torch.Tensor:
     return torch.floor(numbers.to(torch.float64) * share + 1e-9).to(torch.int64)
 
 
-def _most_centres(tokens: Tokens, rule: Rule) -> int:
-    """A bound for the number of centres that the host knows: as if nothing had been dropped before."""
-    lost = max(total - count for total, count in zip(tokens.prompt.vision_tokens, tokens.counts, strict=True))
-    return min(int(lost * _centres_per_lost(rule) + 1e-9) + 1, max(tokens.counts) // 2)
-
-
-def _distances(tokens: Tokens, recycling: _Recycling) -> torch.Tensor:
-    """Squared distances [B, S, S] between the tokens that are clustered, per feature; infinity for all others."""
-    pairs = recycling.clustered[:, :, None] & recycling.clustered[:, None, :]
-    distances = squared_distances(tokens.hidden) / tokens.hidden.shape[2]
-    return distances.masked_fill(~pairs, float("inf"))
-
-
-def _peaks(distances: torch.Tensor, recycling: _Recycling, most: int) -> torch.Tensor:
-    """Logarithm of density times distance to the nearest denser token, [B, S]; of what is clustered.
+def _peaks(distances: torch.Tensor, real: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+    """Logarithm of density times distance to the nearest denser token, [B, R]; of what is clustered.
 
     The density is exp(-mean squared distance to the nearest tokens, itself included), of as many as there are centres,
     but two at least; equal densities are ordered by slot. The densest token is as far from a denser one as from the
     furthest of all. In logarithms, since densities of decoder states fall below the smallest float.
     """
-    numbers = torch.minimum(recycling.centres.clamp(min=2), recycling.clustered.sum(dim=1)).clamp(min=1)[:, None]
-    nearest = distances.topk(min(max(most, 2), distances.shape[2]), dim=2, largest=False, sorted=True).values
-    last = (numbers - 1).clamp(max=nearest.shape[2] - 1)[..., None].expand(-1, distances.shape[1], 1)
-    density = -nearest.cumsum(dim=2).gather(2, last)[..., 0] / numbers
+    numbers = torch.minimum(centres.clamp(min=2), real.sum(dim=1)).clamp(min=1)[:, None]
+    last = (numbers - 1)[..., None].expand(-1, distances.shape[1], 1)
+    density = -distances.sort(dim=2).values.cumsum(dim=2).gather(2, last)[..., 0] / numbers
     slots = torch.arange(distances.shape[1], device=distances.device)
     denser = density[:, None, :] > density[:, :, None]
     denser |= (density[:, None, :] == density[:, :, None]) & (slots[None, :] < slots[:, None])
