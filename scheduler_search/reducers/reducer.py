@@ -87,7 +87,7 @@ def reduce_tokens(reducer: Reducer, tokens: Tokens) -> Reduced:
 def _rounds(reducer: Reducer, tokens: Tokens) -> Iterator[tuple[torch.Tensor, tuple[int, ...]]]:
     """What each round keeps: the promised counts at once, or half of what is there until they are reached."""
     if reducer.halves:
-        left = tuple(tokens.vision.sum(dim=1).tolist())
+        left = tuple(tokens.vision.sum(dim=1).tolist()) if tokens.present is None else tokens.present
         while any(_halved(present) > max(count, 1) for count, present in zip(tokens.counts, left, strict=True)):
             left = tuple(max(count, _halved(present)) for count, present in zip(tokens.counts, left, strict=True))
             yield torch.tensor(left, device=tokens.keep.device), left

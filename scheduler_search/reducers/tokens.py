@@ -137,6 +137,7 @@ class Tokens:
         sizes: [B, S] float, patches that each token stands for.
         text: what the question says; of a prompt without text no row is real.
         features: [B, S, E] what ``text`` is compared with; None where that is ``hidden``.
+        present: vision tokens of each sample before the reduction, where the host knows them.
     """
 
     hidden: torch.Tensor
@@ -151,6 +152,7 @@ class Tokens:
     sizes: torch.Tensor | None = None
     text: Text | None = None
     features: torch.Tensor | None = None
+    present: tuple[int, ...] | None = None
 
 
 def required(view: T | None, name: str) -> T:

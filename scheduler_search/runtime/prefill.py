@@ -253,6 +253,7 @@ class Prefill:
             rows=seen.rows,
             keys=seen.keys,
             sizes=self._sizes,
+            present=self.plan.before(layer),
         )
 
     def _compact(

@@ -168,7 +168,7 @@ class TowerRun:
     def _reduce(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         reducer, count = self.plan.reducer, self.plan.counts[layer]
         assert reducer is not None
-        tokens = self._tokens(hidden, count, reducer)
+        tokens = replace(self._tokens(hidden, count, reducer), present=(self.plan.before(layer),) * len(hidden))
         if count:
             reduced = reduce_tokens(reducer, tokens)
             stay, hidden, sizes = reduced.kept, reduced.hidden, reduced.sizes
