@@ -93,7 +93,20 @@ def study_file(folder: Path, text: str, name: str = "bad.toml") -> str:
         (('id = "testbed:tiny-llava"', 'id = "./nothing-here"'), ("nothing-here",)),
         (('id = "testbed:tiny-llava"', 'id = "testbed:huge-llava"'), ("huge-llava",)),
         (("[search]", '[rule]\nname = "attention-rnk"\n[search]'), ("attention-rnk", "attention-rank")),
+        (("[search]", '[rule]\nname = "xyzzy"\n[search]'), ("xyzzy", "known rules", "attention-rank", "random")),
+        (("[search]", "[rule]\nhead_reductoin = 'max'\n[search]"), ("[rule]", "did you mean 'head_reduction'?")),
+        (("[search]", "[rule]\nhead_reduction = 'median'\n[search]"), ("'mean', 'max', 'sum'", "'median'")),
+        (("[search]", "[rule]\nname = 'random'\nsede = 1\n[search]"), ("rule 'random'", "did you mean 'seed'?")),
+        (("[search]", "[rule]\nname = 'random'\nat = 'entri'\n[search]"), ("entri", "did you mean 'entry'?")),
+        (("[search]", "[rule]\nname = 'pooling'\nat = 'decoder'\n[search]"), ("'pooling'", "acts only at entry")),
+        (("[search]", '[rule]\nquery_row = "last"\n[search]'), ("query_row", "did you mean 'query_rows'?")),
+        (
+            ("[search]", '[rule]\nat = "entry"\n[search]'),
+            ("[rule] at", "acts only at decoder", "scheduler-search rules"),
+        ),
         (("stride = 6", "first_layer = 13"), ("first_layer", "12")),
+        (("[search]", '[rule]\nname = "tome"\n[search]\nvision_first_layer = 3'), ("vision_first_layer", "at most 2")),
+        (("stride = 6", 'algorithm = "frontier"\n[rule]\nname = "tome"'), ("[search] algorithm", "g-search")),
     ],
 )
 def test_a_malformed_study_file(run: Run, tmp_path: Path, change: tuple[str, str], fragments: tuple[str, ...]) -> None:

@@ -76,10 +76,22 @@ def test_an_unknown_version() -> None:
         declaration_of("random", 2)
 
 
+def test_all_versions_are_named() -> None:
+    assert versions_of("fastv")[:2] == (1, 2)
+    with pytest.raises(RuleError, match="did you mean 'fastv'"):
+        versions_of("fastvv")
+
+
+def test_a_rule_is_declared_once() -> None:
+    with pytest.raises(RuleError, match="must be declared once, but got 'random' version 1 twice"):
+        registry._by_name_and_version(("plain", "plain"))
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("random", {"sede": 1}, r"declared parameters \(quota, seed\), but got 'sede'"),
+        ("random", {"sede": 1}, r"declared parameters \(quota, seed\), but got 'sede' .*; did you mean 'seed'\?"),
+        ("random", {"xyz": 1}, r"declared parameters \(quota, seed\), but got 'xyz' \(in rule 'random'\)$"),
         ("random", {"seed": "one"}, "must be of type int, but got 'one'"),
         ("random", {"seed": True}, "must be of type int, but got True"),
         ("random", {"seed": -1}, "at least 0, but got -1"),
