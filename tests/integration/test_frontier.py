@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from scheduler_search.cli import main
 from scheduler_search.coordinator import Evaluations, make_algorithm
 from scheduler_search.coordinator.evaluations import Request
 from scheduler_search.evaluation import LocalExecutor
@@ -21,13 +18,11 @@ from scheduler_search.search.frontier import Frontier
 from scheduler_search.search.target import Target, choose
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import StudyDefinition
-from tests.integration.conftest import SMALL
+from tests.integration.conftest import SMALL, Run
 
 pytestmark = pytest.mark.slow
 
 VALIDATION = 600
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 def definition() -> StudyDefinition:
@@ -86,22 +81,6 @@ def test_scores_at_budgets_that_were_never_evaluated(tmp_path: Path) -> None:
             # A prediction that promised nothing would pass, too.
             assert prediction.score_error < 0.04
             print(budget, choice.k, prediction.score, score, error, prediction.difference, mean, len(seen))
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process; returns exit code, and what it printed to stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SCHEDULER_SEARCH_DATABASE", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["scheduler-search", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return int(stopped.value.code or 0), *capsys.readouterr()
-
-    return invoke
 
 
 def test_a_front_by_commands(run: Run, tmp_path: Path) -> None:

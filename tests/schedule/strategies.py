@@ -15,7 +15,7 @@ from scheduler_search.schedule.record import (
     PrefillTeraflops,
     Provenance,
 )
-from scheduler_search.schedule.values import ModelIdentity, Reduction, Schedule
+from scheduler_search.schedule.values import ModelIdentity, Reduction, Schedule, VisionReduction
 
 DIGESTS = st.integers(0, 15).map(lambda digit: "sha256:" + f"{digit:x}" * 64)
 SHARES = st.floats(0.0, 1.0)
@@ -38,21 +38,25 @@ DECODER_RULES: st.SearchStrategy[Rule] = st.one_of(
     st.builds(lambda seed: make_rule("random", {"seed": seed}), st.integers(0, 2**70)),
 )
 ENTRY_RULES = st.sampled_from([make_rule("pooling"), make_rule("random")])
+VISION_RULES = st.sampled_from([make_rule("tome"), make_rule("evit")])
 
 
 @st.composite
 def schedules(draw: st.DrawFn) -> Schedule:
-    rates = sorted(draw(st.lists(SHARES, min_size=1, max_size=8)), reverse=True)
-    entry_rule = draw(ENTRY_RULES if rates[0] < 1.0 else st.none() | ENTRY_RULES)
+    tower = draw(st.none() | st.lists(SHARES, min_size=1, max_size=4).map(lambda rates: sorted(rates, reverse=True)))
+    left = 1.0 if tower is None else tower[-1]
+    rates = sorted((rate * left for rate in draw(st.lists(SHARES, min_size=1, max_size=8))), reverse=True)
+    entry_rule = draw(ENTRY_RULES if rates[0] < left else st.none() | ENTRY_RULES)
+    vision = None if tower is None else VisionReduction(tuple(tower), draw(VISION_RULES))
     identity = ModelIdentity(
         id=draw(st.sampled_from(["tiny-llava", "llava-hf/llava-1.5-7b-hf", "größe"])),
         revision=draw(st.text(st.characters(codec="utf-8"), max_size=5)),
         architecture=draw(TEXTS),
         decoder_layers=len(rates),
-        vision_layers=draw(st.integers(0, 40)),
+        vision_layers=draw(st.integers(0, 40)) if tower is None else len(tower),
         config_digest=draw(DIGESTS),
     )
-    return Schedule(identity, Reduction(tuple(rates), draw(DECODER_RULES), entry_rule))
+    return Schedule(identity, Reduction(tuple(rates), draw(DECODER_RULES), entry_rule, vision))
 
 
 def differences() -> st.SearchStrategy[Difference]:
