@@ -67,7 +67,7 @@ def test_a_default_place_without_stages() -> None:
 def test_an_unknown_rule_names_the_nearest() -> None:
     with pytest.raises(RuleError, match=r"'attention-rnk'.*did you mean 'attention-rank'"):
         make_rule("attention-rnk")
-    with pytest.raises(RuleError, match="known rules: attention-rank, .*fastv, .*pooling, .*random"):
+    with pytest.raises(RuleError, match=r"known rules: attention-rank, .*fastv, .*pooling, .*random"):
         make_rule("xyz")
 
 
