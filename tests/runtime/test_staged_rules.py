@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from scheduler_search.reducers import Prompt
+from scheduler_search.rule import make_rule
 from scheduler_search.runtime import apply_reduction
 from scheduler_search.runtime.rows import RowReader
-from tests.runtime.reference_staged import StagedReference
+from scheduler_search.schedule.values import Reduction, VisionReduction
+from tests.runtime import towers
+from tests.runtime.reference_staged import StagedReference, StagedTower
 from tests.runtime.test_prefix import check_stages
+from tests.runtime.test_tower import survivors
 from tests.runtime.tiny import IMAGE, RATES, batch, build, generate, quick_first, reduction
 
 TOLERANCE = 1e-5
@@ -94,3 +98,28 @@ def test_other_decoders(decoder):
         with StagedReference(eager, applied.keep_rates, inputs, applied.rule):
             expected = eager(**inputs, use_cache=False).logits[:, -4:]
         torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("attention", quick_first(["sdpa", "eager"]))
+@pytest.mark.parametrize(
+    ("rule", "kind", "decoder"),
+    [
+        ("ficoco-v", "clip", (0.5,) * 6),
+        ("ficoco-v", "siglip", (0.5,) * 6),
+        ("ficoco-vl", "clip", (0.5, 0.5, 0.4, 0.3, 0.3, 0.1)),
+    ],
+)
+def test_in_the_tower(rule, kind, decoder, attention):
+    """With a class token and without, and in both places."""
+    made, tower, inputs = make_rule(rule, {"epsilon": 0.8}), (1.0, 0.8, 0.5, 0.5), batch("varying")
+    inner = make_rule("attention-rank") if rule == "ficoco-v" else made
+    with apply_reduction(
+        towers.build(kind, attention), Reduction(decoder, inner, None, VisionReduction(tower, made))
+    ) as handle:
+        logits = handle.model(**inputs).logits[:, -3:]
+    eager = towers.build(kind, "eager")
+    with StagedTower(eager, kind, tower, made) as reference:
+        entry = survivors(reference, inputs)
+        with StagedReference(eager, decoder, inputs, inner, entry):
+            expected = eager(**inputs, use_cache=False).logits[:, -3:]
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
