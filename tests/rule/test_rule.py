@@ -5,7 +5,16 @@ import importlib
 import pytest
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule import Declaration, Place, Stages, declaration_of, declarations, make_rule
+from scheduler_search.rule import (
+    Declaration,
+    Place,
+    Stages,
+    declaration_of,
+    declarations,
+    make_rule,
+    registry,
+    versions_of,
+)
 
 
 def test_defaults_are_written_out() -> None:
