@@ -106,7 +106,10 @@ def study_file(folder: Path, text: str, name: str = "bad.toml") -> str:
         ),
         (("stride = 6", "first_layer = 13"), ("first_layer", "12")),
         (("[search]", '[rule]\nname = "tome"\n[search]\nvision_first_layer = 3'), ("vision_first_layer", "at most 2")),
-        (("stride = 6", 'algorithm = "frontier"\n[rule]\nname = "tome"'), ("[search] algorithm", "g-search")),
+        (
+            ("[search]\nstride = 6", '[rule]\nname = "tome"\n[search]\nalgorithm = "frontier"'),
+            ("[search] algorithm", "and no other place", 'algorithm = "g-search"'),
+        ),
     ],
 )
 def test_a_malformed_study_file(run: Run, tmp_path: Path, change: tuple[str, str], fragments: tuple[str, ...]) -> None:
