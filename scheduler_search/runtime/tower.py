@@ -22,6 +22,7 @@ from scheduler_search.reducers import AttentionRows, Prompt, Reducer, Tokens, re
 from scheduler_search.rule import Reads
 from scheduler_search.runtime.families import family_of
 from scheduler_search.runtime.layout import compact, gather_tokens
+from scheduler_search.runtime.prefix import to_device
 from scheduler_search.runtime.refusals import check_not_compiling
 from scheduler_search.runtime.seen import Seen, look
 from scheduler_search.runtime.tap import AttentionInputs, AttentionTap, Listener, subscribe, unsubscribe
@@ -186,14 +187,14 @@ class TowerRun:
         if self._prompt is None:
             self._prompt = self._images(K)
         slots = torch.arange(S, device=device).expand(K, -1)
-        seen = Seen() if self._seen is None else self._seen
-        sizes = self._sizes
+        seen = Seen() if self._seen is None else self._seen.to(device)
+        sizes = to_device(self._sizes, device)
         if sizes is None and reducer.reads.sizes:
             sizes = torch.ones(K, S, dtype=torch.promote_types(hidden.dtype, torch.float32), device=device)
         return Tokens(
             hidden=hidden,
             vision=slots >= classes,
-            position=slots if self._position is None else self._position + classes,
+            position=slots if self._position is None else self._position.to(device) + classes,
             attention=seen.attention,
             keep=torch.full((K,), count, device=device),
             counts=(count,) * K,
@@ -227,10 +228,10 @@ class TowerRun:
         kept = sizes = None
         if self._position is not None:
             kept = torch.zeros(len(features), tower.patches, dtype=torch.bool, device=features.device)
-            kept.scatter_(1, self._left(), True)
+            kept.scatter_(1, self._left(features.device), True)
         if self._sizes is not None:
             sizes = self._sizes.new_zeros(len(features), tower.patches)
-            sizes.scatter_(1, self._left(), self._sizes[:, tower.class_tokens :])
+            sizes.scatter_(1, self._left(sizes.device), self._sizes[:, tower.class_tokens :])
         return TowerViews(len(features), tower.patches, self._views, kept, sizes)
 
     def restore(self, features: torch.Tensor) -> torch.Tensor | None:
@@ -238,20 +239,22 @@ class TowerRun:
         if self._position is None:
             return None
         K, _, D = features.shape
-        index = self._left().to(features.device)[..., None].expand(-1, -1, D)
+        index = self._left(features.device)[..., None].expand(-1, -1, D)
         return features.new_full((K, self.plan.tower.patches, D), float("nan")).scatter_(1, index, features)
 
-    def _left(self) -> torch.Tensor:
+    def _left(self, device: torch.device) -> torch.Tensor:
         """The patches that are left, [K, n]."""
         assert self._position is not None
-        return self._position[:, self.plan.tower.class_tokens :]
+        return self._position[:, self.plan.tower.class_tokens :].to(device)
 
     def _at_patches(self, seen: Seen) -> Seen:
         """What was seen of the slots of a layer, at the patches: [K, P] instead of [K, S]."""
         spread, rows = self._spread, seen.rows
         if rows is not None:
             classes = self.plan.tower.class_tokens
-            patch = rows.slots - classes if self._position is None else self._position.gather(1, rows.slots)
+            patch = rows.slots - classes
+            if self._position is not None:
+                patch = self._position.to(rows.slots.device).gather(1, rows.slots)
             values = spread(rows.values.transpose(1, 2)).transpose(1, 2)
             rows = AttentionRows(values, patch.clamp(min=-1), rows.weights)
         return Seen(None if seen.attention is None else spread(seen.attention), rows, _given(spread, seen.keys))
@@ -261,7 +264,7 @@ class TowerRun:
         if self._position is None:
             return values.clone()  # not a view that keeps all of the tower's keys alive
         shape = (len(values), self.plan.tower.patches, *values.shape[2:])
-        index = self._left().view(*values.shape[:2], *(1,) * (values.ndim - 2)).expand_as(values)
+        index = self._left(values.device).view(*values.shape[:2], *(1,) * (values.ndim - 2)).expand_as(values)
         return values.new_zeros(shape).scatter_(1, index, values)
 
 

@@ -16,11 +16,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from scheduler_search.rule import make_rule
 from scheduler_search.runtime import Prefix, PrefixRun, apply_prefix, apply_reduction, can_resume, prefix
 from scheduler_search.runtime.families import family_of
 from scheduler_search.runtime.placement import execution_device
-from scheduler_search.schedule.values import Reduction
-from tests.runtime import tiny
+from scheduler_search.schedule.values import Reduction, VisionReduction
+from tests.runtime import tiny, towers
 from tests.runtime.families import BUILDERS
 from tests.runtime.flash import emulated_kernels, use_flash
 from tests.runtime.labels import FIRST, HOST, SECOND, THIRD, MixedDevicesError, label_of, labelled_devices, put, spread
@@ -100,6 +101,18 @@ def test_layers_on_several_devices(model_of, spread_of, places, form, rule):
 def test_decoders_and_an_entry_rule(model_of, spread_of, decoder):
     applied = reduction((0.8, 0.8, 0.5), entry="pooling")
     check(model_of(decoder), spread_of(decoder, "sdpa"), tiny.batch("varying"), applied)
+
+
+@pytest.mark.parametrize("tower", quick_first(["tome", "evit", None]))
+def test_a_tower_on_several_devices(tower):
+    """Its layers take turns too; what is read of it, and what is left by it, meets the decoder on another device."""
+    model = towers.build()
+    apart = copy.deepcopy(model)
+    layers = [*apart.base_model.vision_tower.encoder.layers, *apart.get_decoder().layers]
+    spread(apart, layers, [FIRST, SECOND], THIRD)
+    vision = None if tower is None else VisionReduction((1.0, 0.75, 0.5, 0.5), make_rule(tower))
+    rates = (0.25, *[0.1] * (LAYERS - 1))
+    check(model, apart, tiny.batch("varying"), Reduction(rates, make_rule("fastv"), make_rule("visionzip"), vision))
 
 
 def test_beams(model_of, spread_of):

@@ -17,6 +17,7 @@ from scheduler_search.schedule.values import Reduction, VisionReduction
 from tests.runtime import towers
 from tests.runtime.families import BUILDERS
 from tests.runtime.reference_mask import masked_forward, masked_generate
+from tests.runtime.test_host_transfers import counted
 from tests.runtime.test_threads import together
 from tests.runtime.tiny import LAYERS, TOKENS, batch, generate, single_of
 
@@ -331,6 +332,21 @@ def test_threads_do_not_mix() -> None:
             return run
 
         assert not together(*map(job, expected))
+
+
+@pytest.mark.parametrize("rule", ["evit", "tome"])
+def test_nothing_is_asked_of_the_device(rule: str) -> None:
+    """Counts are the host's: a reduced layer more makes nobody wait."""
+    model, inputs, found = model_of(), batch("varying"), []
+    for rates in ((1.0, 1.0, 0.5, 0.5), (1.0, 0.75, 0.5, 0.5)):
+        vision = VisionReduction(rates, make_rule(rule))
+        with apply_reduction(model, Reduction((0.25,) * LAYERS, RULE, make_rule("fastervlm"), vision)):
+            model(**inputs)
+            with counted() as counts:
+                model(**inputs)
+        found.append({name: count for name, count in counts.items() if name != "tensor"})  # to the device
+    assert found[0] == found[1]
+    assert (found[0]["cpu"], found[0].get("tolist")) == (2, None)  # input ids and padding
 
 
 # -- refusals
