@@ -111,26 +111,33 @@ def _reduce_once(reducer: Reducer, tokens: Tokens) -> Tokens:
     weights = reducer.compress(tokens, kept, correlation, reducer.rule)
     # A sample that keeps all it has has no sources, whatever a rule would weigh.
     targets = kept & (tokens.keep < tokens.vision.sum(dim=1))[:, None]
+    most, sizes = max(tokens.counts), tokens.sizes
     return replace(
         tokens,
         vision=kept,
-        hidden=fold(tokens.hidden, targets, weights),
-        keys=None if tokens.keys is None else fold(tokens.keys, targets, weights),
-        sizes=None if tokens.sizes is None else fold(tokens.sizes, targets, (weights > 0).to(weights.dtype)),
+        hidden=fold(tokens.hidden, targets, weights, most),
+        keys=None if tokens.keys is None else fold(tokens.keys, targets, weights, most),
+        sizes=None if sizes is None else fold(sizes, targets, (weights > 0).to(weights.dtype), most),
     )
 
 
-def fold(values: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def fold(values: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, most: int) -> torch.Tensor:
     """Targets become the weighted sum over all slots: ``out[b, t] = sum_s W[b, s, t] values[b, s]``; others stay.
 
-    Accumulated in float32 or better, so that averages of bfloat16 states carry no more than one rounding.
+    Accumulated in float32 or better, so that averages of bfloat16 states carry no more than one rounding. Only the
+    columns of targets are multiplied.
 
     Args:
         values: [B, S, ...].
         targets: [B, S] bool.
         weights: W [B, S, S].
+        most: targets of the sample that has most, at most; known to the host.
     """
     precise = torch.promote_types(values.dtype, torch.float32)
     rows = values.reshape(*values.shape[:2], -1)
-    folded = torch.matmul(weights.to(precise).transpose(1, 2), rows.to(precise)).to(values.dtype)
-    return torch.where(targets[..., None], folded, rows).view(values.shape)
+    slots = (~targets).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+    columns = weights.gather(2, slots[:, None].expand(-1, weights.shape[1], -1))
+    folded = torch.matmul(columns.to(precise).transpose(1, 2), rows.to(precise)).to(values.dtype)
+    index = slots[..., None].expand_as(folded)
+    folded = torch.where(targets.gather(1, slots)[..., None], folded, rows.gather(1, index))
+    return rows.scatter(1, index, folded).view(values.shape)
