@@ -35,11 +35,11 @@ def test_by_hand():
     tokens = tokens_like(("t00t",), (1,), width=1)
     tokens.hidden[0, :, 0] = torch.tensor([7.0, 4.0, 8.0, 7.0])
     tokens.attention[0] = torch.tensor([0.5, 0.3, 0.1, 0.5])
-    assert reduced("prumerge", tokens)[0][1].item() == pytest.approx(0.75 * 4 + 0.25 * 8)
-    assert reduced("prumerge", tokens, merge="published")[0][1].item() == pytest.approx(4 + 0.1 * 8)
+    assert reduced("prumerge", tokens, merge="average")[0][1].item() == pytest.approx(0.75 * 4 + 0.25 * 8)
+    assert reduced("prumerge", tokens)[0][1].item() == pytest.approx(4 + 0.1 * 8)
 
 
 def test_tokens_that_nobody_looks_at_stay_as_they_are():
     tokens = tokens_like(("t0000t",), (2,))
     tokens.attention.zero_()
-    assert_same(reduced("prumerge", tokens)[0], {slot: tokens.hidden[0, slot] for slot in (1, 2)})
+    assert_same(reduced("prumerge", tokens, merge="average")[0], {slot: tokens.hidden[0, slot] for slot in (1, 2)})

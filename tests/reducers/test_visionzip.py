@@ -42,7 +42,7 @@ def test_under_a_quota_each_image_has_both_kinds():
         expected = {}
         for image, (dominants, contextuals) in enumerate(shares):
             slots = slots_of(LAYOUT[row], str(image))
-            expected |= slow(tokens, row, slots, dominants, contextuals, "average")
+            expected |= slow(tokens, row, slots, dominants, contextuals, "published")
         assert_same(found[row], expected)
 
 

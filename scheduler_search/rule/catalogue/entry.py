@@ -12,9 +12,9 @@ from scheduler_search.rule.declaration import Declaration, Parameter, Reads, Rul
 
 _MERGE = Parameter(
     "merge",
-    "average",
-    "whether weights into a merged token sum to one, or it stays whole and the others are added, as in published code",
-    choices=("average", "published"),
+    "published",
+    "whether a merged token stays whole and the others are added to it, as in published code, or all are averaged",
+    choices=("published", "average"),
 )
 
 
@@ -82,8 +82,8 @@ VISIONZIP = Declaration(
         QUOTA,
     ),
     source="VisionZip (arXiv 2412.04467): dominant tokens by class attention, contextual ones by merging the rest",
-    follows="the paper's averages; published code adds the mean of the others to the target (merge 'published'), and "
-    "counts the class token, which no prompt has a slot for, as a dominant one",
+    follows="the published code, which adds the mean of the others to the target; the paper's prose averages (merge "
+    "'average'). Not as there: the class token, for which no prompt has a slot, is none of the dominant tokens",
 )
 
 PRUMERGE = Declaration(
@@ -104,9 +104,10 @@ PRUMERGE = Declaration(
         QUOTA,
     ),
     source="LLaVA-PruMerge (arXiv 2403.15388): class attention, and clusters of nearest keys weighted with it",
-    follows="the prose, a weighted average, over dropped tokens and the kept one; published code adds the sum over the "
-    "nearest of all other tokens, kept ones too, to the kept one (merge 'published'), reads the last layer of the "
-    "tower instead of the penultimate one, and appends a token. The schedule's count stands for its outlier threshold",
+    follows="the published code, which adds the nearest of all other tokens, kept ones too, times their attention; the "
+    "paper's prose is a weighted average (merge 'average', here over the token and dropped ones). Not as there: the "
+    "paper's penultimate layer for the code's last one, no token for all that was dropped, and the count of the schedule "
+    "for the threshold on outliers",
 )
 
 DIVPRUNE = Declaration(

@@ -22,7 +22,7 @@ _PARAMETERS = (
         low=0.0,
         high=1.0,
     ),
-    Parameter("iterations", 3, "repetitions of eq. 8-11 (the paper gives no T; published code: 3)", low=0, high=9),
+    Parameter("iterations", 1, "repetitions of eq. 8-11 (the paper gives no T; published code: 3)", low=0, high=9),
     *_KERNELS,
     POSITIONS,
     QUOTA,
