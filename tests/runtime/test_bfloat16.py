@@ -53,7 +53,7 @@ class Follower(MaskedReference):
         self.worst = 0.0
         self.choices = 0
 
-    def _ranked(self, sample: int, left: list[int]) -> list[int]:
+    def _ranked(self, sample: int, left: list[int], hidden: torch.Tensor) -> list[int]:  # noqa: ARG002
         assert self.weights is not None
         followed = sorted(left, key=lambda slot: -self.layers_of[sample][slot])
         keep = sum(self.layers_of[sample][slot] > len(self.dead_at) for slot in left)

@@ -86,6 +86,20 @@ def test_dropping_in_the_tower_equals_masking(kind: str, attention: str, monkeyp
     assert report.layers[2].vision_tokens == (9, 18, 9)
 
 
+def test_dropping_in_the_tower_of_paligemma(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its prompt sees itself in both directions, and its images follow each other without text between them."""
+    pruning(monkeypatch, "siglip")
+    builder = BUILDERS["paligemma"]
+    inputs, eager, model = builder.batch(builder.samples("varying")), builder.build("eager"), builder.build("sdpa")
+    rates, tower = (0.5, 0.5, 0.25, 0.25, 0.25, 0.25), (1.0, 0.75, 0.5)
+    with towers.MaskedTower(eager, "siglip", tower) as reference:
+        expected = masked_generate(eager, rates, inputs, 4, entry=survivors(reference, inputs))
+    with apply_reduction(model, reducing(rates, tower)):
+        found = generate(model, inputs, 4)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+    assert torch.equal(found[0], expected[0])
+
+
 def test_tower_entry_and_decoder_compose(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the class token attends to most of what the tower left, then what the text does."""
     pruning(monkeypatch, "clip")

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from scheduler_search.reducers import Grid, image_runs
 from scheduler_search.runtime.families.family import MASKED, Family
-from scheduler_search.runtime.families.llava import clip_shape
+from scheduler_search.runtime.families.llava import clip_shape, clip_tower
 from scheduler_search.runtime.families.packed import PackedFamily, packed_tower, plain_fields
 from scheduler_search.runtime.families.parts import decoder_shape, patch_grid
+from scheduler_search.runtime.families.tower import Tower
 from scheduler_search.schedule.cost import DecoderShape, ModelShape
 
 
@@ -41,6 +43,12 @@ class PaliGemma(Family):
     def images(self, config: Any, vision: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """Runs of vision tokens, cut where images follow each other without text between them, as they do here."""
         return image_runs(vision, patch_grid(config.vision_config).tokens)
+
+    def vision_tower(self, model: nn.Module) -> Tower:
+        """SigLIP, read at its end."""
+        parts: Any = model.base_model
+        tower = parts.vision_tower
+        return clip_tower(tower, parts.multi_modal_projector, class_tokens=0, level=len(tower.encoder.layers))
 
     def shape(self, config: Any) -> ModelShape:
         """Widths of tower, projector and decoder."""
