@@ -1,9 +1,8 @@
-"""Studies small enough for a test, and the real command line as a process."""
+"""Studies small enough for a test, and the command line as a process."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scheduler_search.cli import main
+from tests.integration import commands
 
 SMALL = """
 name = "small"
@@ -35,28 +35,12 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 Run = Callable[..., tuple[int, str, str]]
 
 
-def environment() -> dict[str, str]:
-    """Of a process: one thread, our console script first on the path, and no database or cluster of the user's."""
-    theirs = ("SCHEDULER_SEARCH_", "RAY_")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
-    scripts = str(Path(sys.executable).parent)
-    return inherited | {"OMP_NUM_THREADS": "1", "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
-
-
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
-    """Run ``scheduler-search`` in an empty folder as a process of its own."""
+    """Run ``scheduler-search`` in an empty folder as a process of its own; ``fresh``, in a new interpreter."""
 
-    def invoke(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            ["scheduler-search", *arguments],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=500,
-        )
+    def invoke(*arguments: str, check: bool = True, fresh: bool = False) -> subprocess.CompletedProcess[str]:
+        done = commands.run(*arguments, folder=tmp_path, fresh=fresh)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

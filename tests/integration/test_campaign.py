@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.campaign import read_campaign_file
 from scheduler_search.study.states import StudyState
 from tests.cluster.campaigns import TWELVE, outcome, run_alone, write
-from tests.integration.conftest import environment
+from tests.integration.commands import Command, environment
 
 pytestmark = pytest.mark.slow
 
@@ -44,19 +43,12 @@ def processes(folder: Path) -> list[int]:
     return found
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["scheduler-search", "--database", "sqlite:///campaign.db", "campaign", "run", "campaign.toml", *arguments],
-        cwd=folder,
-        env=environment() | {"TMPDIR": str(folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(folder: Path, *arguments: str) -> Command:
+    command = ("--database", "sqlite:///campaign.db", "campaign", "run", "campaign.toml", *arguments)
+    return Command(*command, folder=folder, variables=environment() | {"TMPDIR": str(folder)}, session=True)
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(happened: Callable[[], bool], process: Command) -> None:
     deadline = time.monotonic() + 300
     while not happened():
         assert process.poll() is None, process.communicate()

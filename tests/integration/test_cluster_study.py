@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,8 @@ from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import StudyDefinition, read_study_file
 from scheduler_search.study.values import Executor
 from tests.cluster.nodes import Nodes, nodes
-from tests.integration.conftest import SMALL, Cli, environment
+from tests.integration.commands import Command, environment
+from tests.integration.conftest import SMALL, Cli
 from tests.integration.records import Rows, records
 
 pytestmark = pytest.mark.slow
@@ -117,9 +117,10 @@ def test_a_killed_driver_is_resumed_on_another_cluster(
     (tmp_path / "small.toml").write_text(f"{STUDY}[workers]\ncount = 1\n")
     database = tmp_path / "study.db"
     database_option = ["--database", "sqlite:///study.db"]
-    command = ["scheduler-search", *database_option, "launch", "small.toml", "--ray", cluster.address]
+    command = [*database_option, "launch", "small.toml", "--ray", cluster.address]
     token = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
-    driver = subprocess.Popen(command, cwd=tmp_path, env=environment() | token, stdout=subprocess.DEVNULL)
+    with Path(os.devnull).open("wb") as nothing:
+        driver = Command(*command, folder=tmp_path, variables=environment() | token, output=nothing)
     try:
         wait_for_chunks(driver, database, 12)
     finally:
@@ -129,7 +130,7 @@ def test_a_killed_driver_is_resumed_on_another_cluster(
     check(records("sqlite:///" + str(database)), local)
 
 
-def wait_for_chunks(driver: subprocess.Popen[bytes], database: Path, wanted: int) -> None:
+def wait_for_chunks(driver: Command, database: Path, wanted: int) -> None:
     end = time.monotonic() + 120
     while True:
         assert driver.poll() is None, "it ended by itself"

@@ -16,7 +16,7 @@ SCHEDULE = Path("schedules") / "tiny-llava" / "small.v1.json"
 
 
 def test_launch_export_evaluate(cli: Cli, tmp_path: Path, small: Path) -> None:
-    launched = cli("launch", small.name).stdout
+    launched = cli("launch", small.name, fresh=True).stdout
     assert "layer-04" in launched
     assert "scheduler-search export small" in launched
     assert "is finished" in cli("launch", small.name).stdout

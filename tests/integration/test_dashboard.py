@@ -18,7 +18,7 @@ from scheduler_search.coordinator import run_study
 from scheduler_search.storage import StudyDatabase
 from tests.coordinator.simulated import SimulatedExecutor
 from tests.coordinator.test_run import definition
-from tests.integration.conftest import environment
+from tests.integration.commands import environment
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,9 @@ import pytest
 
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.states import StudyState
-from tests.integration.conftest import environment, read
+from tests.integration import commands
+from tests.integration.commands import environment
+from tests.integration.conftest import read
 from tests.integration.test_dashboard import free_port, get
 from tests.postgres import PostgresServer, find_programs
 from tests.workers.deployment import WORKERS, command_of, compose
@@ -111,10 +113,14 @@ class Deployment:
 
     def run(self, service: str, *command: str, **other: str) -> subprocess.CompletedProcess[str]:
         """Run a command in a service, as ``docker compose exec`` does; ``other`` changes its environment."""
+        words = [self.here(word) for word in command]
+        variables = self.environment(service) | other
+        if words[0] == commands.PROGRAM:
+            return commands.run(*words[1:], folder=self.folder, variables=variables, timeout=SECONDS)
         return subprocess.run(
-            [self.here(word) for word in command],
+            words,
             cwd=self.folder,
-            env=self.environment(service) | other,
+            env=variables,
             capture_output=True,
             text=True,
             check=False,

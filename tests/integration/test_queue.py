@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import read_study_file
 from scheduler_search.study.states import StudyState
-from tests.integration.conftest import environment
+from tests.integration.commands import Command
 from tests.integration.test_kill import chunk_count
 
 pytestmark = pytest.mark.slow
@@ -39,18 +38,7 @@ LONG = TINY.replace("16", "128").replace("stride = 8", "stride = 1").replace("it
 DATABASE = "scheduler-search.db"
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["scheduler-search", *arguments],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_until(happened: Callable[[], bool], process: Command) -> None:
     deadline = time.monotonic() + 120
     while not happened():
         assert process.poll() is None, process.communicate()
@@ -58,7 +46,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
         time.sleep(0.02)
 
 
-def stop(process: subprocess.Popen[str]) -> tuple[int, str]:
+def stop(process: Command) -> tuple[int, str]:
     """Ask with SIGTERM; exit code and what it printed."""
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=60)
@@ -84,7 +72,7 @@ def test_daemons_share_the_queue_and_stop_when_asked(database: StudyDatabase, tm
     for index, name in enumerate(names):
         database.submit(read_study_file(write(tmp_path, TINY, name, index)))
 
-    daemon = start(tmp_path, "coordinate")
+    daemon = Command("coordinate", folder=tmp_path)
     wait_until(lambda: chunk_count(tmp_path / DATABASE) > 0, daemon)
     code, out = stop(daemon)
     assert code == 0
@@ -96,7 +84,7 @@ def test_daemons_share_the_queue_and_stop_when_asked(database: StudyDatabase, tm
     assert chunk_count(tmp_path / DATABASE) % 16 == 0
 
     database.cancel(long)
-    daemons = [start(tmp_path, "coordinate", "--once") for _ in range(2)]
+    daemons = [Command("coordinate", "--once", folder=tmp_path) for _ in range(2)]
     finished = []
     for daemon in daemons:
         out, error = daemon.communicate(timeout=300)
@@ -112,7 +100,7 @@ def test_daemons_share_the_queue_and_stop_when_asked(database: StudyDatabase, tm
 
 
 def test_sigterm_leaves_a_launched_study_resumable(database: StudyDatabase, tmp_path: Path) -> None:
-    process = start(tmp_path, "launch", write(tmp_path, LONG, "long").name)
+    process = Command("launch", write(tmp_path, LONG, "long").name, folder=tmp_path)
     wait_until(lambda: chunk_count(tmp_path / DATABASE) > 0, process)
     code, out = stop(process)
     assert code == 128 + signal.SIGTERM

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,7 +17,8 @@ from scheduler_search.coordinator import run_study
 from scheduler_search.evaluation import LocalExecutor
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study import read_study_file
-from tests.integration.conftest import SMALL, Cli, environment, read
+from tests.integration.commands import Command, environment
+from tests.integration.conftest import SMALL, Cli, read
 from tests.integration.test_kill import chunk_count, trials
 
 pytestmark = pytest.mark.slow
@@ -32,22 +32,16 @@ MARK = "SCHEDULER_SEARCH_TEST_MARK"
 
 
 class Marked:
-    """Processes that can be told from all others, with whatever they start."""
+    """Commands whose processes of Ray can be told from all others."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._mark = f"{MARK}={uuid.uuid4().hex}"
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> Command:
         name, value = self._mark.split("=")
-        return subprocess.Popen(
-            ["scheduler-search", "--database", "sqlite:///ray.db", *arguments],
-            cwd=self._folder,
-            env=environment() | {name: value},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = ("--database", "sqlite:///ray.db", *arguments)
+        return Command(*command, folder=self._folder, variables=environment() | {name: value})
 
     def there(self) -> dict[int, str]:
         """Process ids and command lines."""

@@ -18,12 +18,15 @@ from pathlib import Path
 import pytest
 
 from scheduler_search.study import read_study_file
-from tests.integration.conftest import environment, read
+from tests.integration import commands
+from tests.integration.commands import environment
+from tests.integration.conftest import read
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text()
+FIRST_STEPS = "The three things people do"
 SCHEDULE = Path("exported") / "tiny-llava" / "quickstart.v1.json"
 
 
@@ -31,7 +34,7 @@ def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def commands(text: str = README) -> list[str]:
+def lines_of_sh(text: str = README) -> list[str]:
     lines = [line.split("#")[0].strip() for block in blocks("sh", text) for line in block.splitlines()]
     return [line for line in lines if line]
 
@@ -49,11 +52,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(folder: Path, *arguments: str, database: str = "scheduler-search.db") -> str:
-    variables = environment() | {"SCHEDULER_SEARCH_DATABASE": f"sqlite:///{database}"}
+def run(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        arguments, cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=500
+        arguments, cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=500
     )
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def scheduler_search(folder: Path, *arguments: str, database: str = "scheduler-search.db", fresh: bool = False) -> str:
+    variables = environment() | {"SCHEDULER_SEARCH_DATABASE": f"sqlite:///{database}"}
+    done = commands.run(*arguments, folder=folder, variables=variables, fresh=fresh)
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -62,29 +71,32 @@ def run(folder: Path, *arguments: str, database: str = "scheduler-search.db") ->
 def followed(folder: Path) -> Path:
     """The folder after every command of the README."""
     for part in README.split("\n## "):
+        title = part.split("\n")[0]
         # For someone who begins there: the queue has finished the study of that section by now.
-        database = "cluster.db" if part.startswith("On a cluster\n") else "scheduler-search.db"
-        for words in map(shlex.split, commands(part)):
+        database = "cluster.db" if title == "On a cluster" else "scheduler-search.db"
+        for words in map(shlex.split, lines_of_sh(part)):
             if words[0] == "make":
                 # The quickstart's steps are the commands below it; running it whole is left to who follows the README.
                 run(ROOT, "make", "--dry-run", *words[1:])
             else:
                 assert words[0] == "scheduler-search", words
-                run(folder, *words, database=database)
+                # The first steps as a newcomer takes them, in interpreters of their own; the others sooner.
+                scheduler_search(folder, *words[1:], database=database, fresh=title == FIRST_STEPS)
     return folder
 
 
 def test_every_command_runs(followed: Path) -> None:
     assert (followed / SCHEDULE).exists()
-    launched = {words[2] for words in map(shlex.split, commands()) if words[:2] == ["scheduler-search", "launch"]}
+    launched = {words[2] for words in map(shlex.split, lines_of_sh()) if words[:2] == ["scheduler-search", "launch"]}
     assert launched == {"studies/quickstart.toml", "studies/quickstart-sigmoid.toml"}
-    assert 0 < len(commands(section("On a cluster"))) <= 3
+    assert {"launch", "export", "evaluate"} <= {line.split()[1] for line in lines_of_sh(section(FIRST_STEPS))}
+    assert 0 < len(lines_of_sh(section("On a cluster"))) <= 3
 
 
 def test_the_commands_of_the_quickstart_are_those_of_the_readme() -> None:
     script = (ROOT / "studies" / "quickstart.sh").read_text()
     used = {line.split()[2] for line in script.splitlines() if line.startswith("run scheduler-search")}
-    shown = {words[1] for words in map(shlex.split, commands()) if words[0] == "scheduler-search"}
+    shown = {words[1] for words in map(shlex.split, lines_of_sh()) if words[0] == "scheduler-search"}
     assert used <= shown
 
 
@@ -98,7 +110,7 @@ def test_the_python_runs(followed: Path) -> None:
 def test_the_loss_on_the_search_split_is_at_most_the_price_of_what_is_saved(followed: Path) -> None:
     search = read_study_file(ROOT / "studies" / "quickstart.toml").search
     assert search.penalty_unit == "tflop"
-    evaluation = json.loads(run(followed, "scheduler-search", "evaluate", str(SCHEDULE), "--split", "search", "--json"))
+    evaluation = json.loads(scheduler_search(followed, "evaluate", str(SCHEDULE), "--split", "search", "--json"))
     loss = evaluation["unreduced"]["score"] - evaluation["reduced"]["score"]
     saved = evaluation["tflops"]["unreduced"] - evaluation["tflops"]["reduced"]
     assert loss <= search.penalty_value * saved + 1e-12
@@ -108,7 +120,7 @@ def test_the_loss_on_the_test_split_agrees_with_the_published_one(followed: Path
     """False-alarm probability below 0.001: 3.3 standard errors of the difference of two independent means."""
     measured = read(followed / SCHEDULE)["measured"]
     assert isinstance(measured, dict)
-    evaluation = json.loads(run(followed, "scheduler-search", "evaluate", str(SCHEDULE), "--split", "test", "--json"))
+    evaluation = json.loads(scheduler_search(followed, "evaluate", str(SCHEDULE), "--split", "test", "--json"))
     first, second = measured["difference"], evaluation["difference"]
     errors = [(interval[1] - interval[0]) / (2 * 1.96) for interval in (first["interval"], second["interval"])]
     assert abs(first["mean"] - second["mean"]) < 3.3 * math.hypot(*errors)
