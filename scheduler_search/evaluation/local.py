@@ -30,6 +30,7 @@ from scheduler_search.evaluation.prepared import PreparedSplit, prepare
 from scheduler_search.evaluation.prompts import Prompt, make_prompt
 from scheduler_search.evaluation.samples import Sample
 from scheduler_search.evaluation.sources import Splits, read_splits
+from scheduler_search.evaluation.suitability import check_rule
 from scheduler_search.runtime import PrefixRun, can_resume, identify, model_shape, plan_of
 from scheduler_search.schedule.values import Reduction
 from scheduler_search.study.definition import StudyDefinition
@@ -71,7 +72,12 @@ class LocalExecutor:
         torch.set_num_threads(definition.workers.threads)
 
     def model(self) -> ModelDescription:
-        """Describe the model; loads it if need be. ModelError if it cannot be loaded."""
+        """Describe the model; loads it if need be.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            UnsupportedError: it cannot serve the rule of the study.
+        """
         loaded, _ = self._load()
         environment = {
             "torch": version("torch"),
@@ -191,6 +197,7 @@ class LocalExecutor:
     def _load(self) -> tuple[LoadedModel, Prompt]:
         if self._loaded is None or self._prompt is None:
             loaded = load_model(self._definition.model)
+            check_rule(loaded, self._definition)
             self._prompt = make_prompt(self._definition.model.prompt, loaded.processor, loaded.checkpoint.id)
             self._loaded = loaded
             asked = self._definition.workers.memory_bytes
