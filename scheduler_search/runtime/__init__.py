@@ -17,6 +17,7 @@ from scheduler_search.runtime.identity import identify, model_shape, vision_toke
 from scheduler_search.runtime.placement import execution_device
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefix import Prefix, PrefixRun, same_rules
+from scheduler_search.runtime.question import QuestionEncoder, Questions, load_question_encoder
 from scheduler_search.runtime.report import LayerReport, Report, TowerLayerReport
 from scheduler_search.runtime.tower import compute_features
 from scheduler_search.runtime.views import TowerViews
@@ -26,6 +27,8 @@ __all__ = [
     "Plan",
     "Prefix",
     "PrefixRun",
+    "QuestionEncoder",
+    "Questions",
     "Report",
     "ScheduleHandle",
     "TowerLayerReport",
@@ -38,6 +41,7 @@ __all__ = [
     "compute_features",
     "execution_device",
     "identify",
+    "load_question_encoder",
     "model_shape",
     "plan_of",
     "same_rules",

@@ -15,6 +15,7 @@ from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefix import PrefixRun
+from scheduler_search.runtime.question import QuestionEncoder
 from scheduler_search.runtime.refusals import check_model
 from scheduler_search.runtime.tower_plan import entry_reads
 from scheduler_search.schedule.values import ModelIdentity, Reduction, Schedule
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 
 
 def apply_schedule(
-    model: nn.Module, schedule: Schedule | ScheduleDocument | str | Path, *, allow_other_model: bool = False
+    model: nn.Module,
+    schedule: Schedule | ScheduleDocument | str | Path,
+    *,
+    allow_other_model: bool = False,
+    question_encoder: QuestionEncoder | None = None,
 ) -> ScheduleHandle:
     """Apply a schedule, or the schedule of a document or file, to the model as ``from_pretrained`` gives it.
 
@@ -35,6 +40,7 @@ def apply_schedule(
     Args:
         allow_other_model: accept a model whose configuration differs from the one the schedule was searched on; the
             number of layers must still be the same.
+        question_encoder: see ``apply_reduction``.
 
     Raises:
         ScheduleMismatchError: the schedule is for another model.
@@ -43,20 +49,28 @@ def apply_schedule(
     """
     resolved = _resolve(schedule)
     check_identity(resolved, identify(model), allow_other_model=allow_other_model)
-    return apply_reduction(model, resolved.reduction)
+    return apply_reduction(model, resolved.reduction, question_encoder=question_encoder)
 
 
-def apply_reduction(model: nn.Module, reduction: Reduction) -> ScheduleHandle:
+def apply_reduction(
+    model: nn.Module, reduction: Reduction, *, question_encoder: QuestionEncoder | None = None
+) -> ScheduleHandle:
     """Apply keep rates and rules without asking which model they are for.
+
+    Args:
+        question_encoder: for entry rules with ``text_features = "clip"``, which are refused without one; all others
+            leave it alone. The questions themselves are said in ``handle.questions``.
 
     Raises:
         ScheduleMismatchError: not one keep rate per decoder layer.
         UnsupportedError: the model, or what the reduction asks of it, is not served.
     """
-    return _apply(model, reduction, None)
+    return _apply(model, reduction, None, question_encoder)
 
 
-def apply_prefix(model: nn.Module, run: PrefixRun) -> ScheduleHandle:
+def apply_prefix(
+    model: nn.Module, run: PrefixRun, *, question_encoder: QuestionEncoder | None = None
+) -> ScheduleHandle:
     """Apply a reduction whose prefills start from a prefix, or give one, or both; each gives what the whole gives.
 
     All prompts that are then read must be the batch of the prefix.
@@ -70,7 +84,7 @@ def apply_prefix(model: nn.Module, run: PrefixRun) -> ScheduleHandle:
             actual=type(model).__name__,
             remedy="run it whole, with apply_reduction",
         )
-    return _apply(model, run.reduction, run)
+    return _apply(model, run.reduction, run, question_encoder)
 
 
 def can_resume(model: nn.Module) -> bool:
@@ -93,7 +107,9 @@ def views_wanted(model: nn.Module, entry_rule: Rule | None) -> tuple[Reads, ...]
     return entry_reads(model, family_of(model), entry_rule)
 
 
-def _apply(model: nn.Module, reduction: Reduction, prefix: PrefixRun | None) -> ScheduleHandle:
+def _apply(
+    model: nn.Module, reduction: Reduction, prefix: PrefixRun | None, encoder: QuestionEncoder | None
+) -> ScheduleHandle:
     family = family_of(model)
     layers = family.layers(model.config)[0]
     if len(reduction.keep_rates) != layers:
@@ -101,7 +117,7 @@ def _apply(model: nn.Module, reduction: Reduction, prefix: PrefixRun | None) -> 
     _check_unhooked(model, family)
     check_model(model, family, reduction)
     entry = None if reduction.entry_rule is None else load_reducer(reduction.entry_rule, "entry")
-    return ScheduleHandle(model, family, reduction, entry, load_reducer(reduction.rule, "decoder"), prefix)
+    return ScheduleHandle(model, family, reduction, entry, load_reducer(reduction.rule, "decoder"), prefix, encoder)
 
 
 def _resolve(schedule: Schedule | ScheduleDocument | str | Path) -> Schedule:

@@ -7,10 +7,7 @@ also by an exception: threads that share the model do not mix.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -19,14 +16,16 @@ import torch
 from torch import nn
 
 from scheduler_search.errors import UnsupportedError
-from scheduler_search.reducers import Prompt, Reducer
+from scheduler_search.reducers import Prompt, Reducer, Text
+from scheduler_search.runtime.blocks import Blocks, Saying
 from scheduler_search.runtime.cache import cache_bytes, sliding_layers
 from scheduler_search.runtime.families import Family
 from scheduler_search.runtime.injection import Injection
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefill import Continuation, Masks, Prefill
 from scheduler_search.runtime.prefix import PrefixRun, Shortcut
-from scheduler_search.runtime.prompts import Asked, PromptReader
+from scheduler_search.runtime.prompts import PromptReader
+from scheduler_search.runtime.question import QuestionEncoder, Questions, text_of
 from scheduler_search.runtime.refusals import (
     attention_implementation,
     check_attention,
@@ -35,7 +34,6 @@ from scheduler_search.runtime.refusals import (
     check_labels,
     check_not_compiling,
     check_prefill,
-    check_vision_mask,
     pads_alone,
     prompt_slots,
 )
@@ -47,17 +45,16 @@ from scheduler_search.runtime.views import Arrival, TowerViews, given_views, lay
 from scheduler_search.schedule.values import Reduction
 
 
-class _Pass(threading.local):
+class _Pass(Saying):
     """The forward pass that this thread is in."""
 
     state: Prefill | Continuation | None = None
     plan: Plan | None = None
     injection: Injection | None = None
     slots: int = 0
-    asked: Asked = Asked()
 
 
-class ScheduleHandle:
+class ScheduleHandle(Blocks):
     """A schedule at work on a model. A context manager; ``remove`` restores the model bit for bit.
 
     Built by ``apply_schedule`` and ``apply_reduction``.
@@ -71,6 +68,7 @@ class ScheduleHandle:
         entry: Reducer | None,
         decoder: Reducer,
         prefix: PrefixRun | None = None,
+        encoder: QuestionEncoder | None = None,
     ) -> None:
         self.model, self.reduction = model, reduction
         self._prefix = prefix
@@ -82,10 +80,10 @@ class ScheduleHandle:
         wanted = entry_reads(model, family, reduction.entry_rule)
         if entry is not None and reduction.vision is not None and reduction.vision.keep_rates[-1] < 1.0:
             check_behind_tower(entry.reads, entry.rule.name)
-        tower = plan_tower(model, family, reduction.vision, wanted)
+        tower = plan_tower(model, family, reduction.vision, wanted, encoder)
         self._tower = None if tower is None else TowerHooks(tower)
         self._reader = PromptReader(family, model.config, rules)
-        self._pass = _Pass()
+        self._pass: _Pass = _Pass()
         self._report: Report | None = None
         self._tap: AttentionTap | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -104,40 +102,6 @@ class ScheduleHandle:
         if self._report is None:
             raise UnsupportedError("a report needs a prefill", remedy="run the model once, then ask again")
         return self._report
-
-    @contextlib.contextmanager
-    def vision_mask(self, mask: torch.Tensor) -> Iterator[None]:
-        """Say which of the embeddings that this thread passes as ``inputs_embeds`` are vision tokens.
-
-        Inside the block, ``forward`` and ``generate`` reduce prompts that come as embeddings alone; without it they are
-        refused. Later turns and generated tokens need no mask: they are text.
-
-        Args:
-            mask: [B, S] bool, True for vision tokens; padding may be either.
-
-        Raises:
-            UnsupportedError: a mask of another form; or, when the prompt is read, of another shape.
-        """
-        check_vision_mask(mask)
-        before = self._pass.asked
-        self._pass.asked = replace(before, vision=mask)
-        try:
-            yield
-        finally:
-            self._pass.asked = before
-
-    @contextlib.contextmanager
-    def tower_views(self, views: TowerViews | None) -> Iterator[None]:
-        """Give what the tower gave beside the features that this thread passes as ``mm_encoder_outputs``.
-
-        Only entry rules that read the tower, and reductions inside it, need it: see ``compute_features``.
-        """
-        before = self._pass.asked
-        self._pass.asked = replace(before, views=views)
-        try:
-            yield
-        finally:
-            self._pass.asked = before
 
     def remove(self) -> None:
         """Take the schedule off the model; a second call does nothing."""
@@ -291,7 +255,17 @@ class ScheduleHandle:
         if not any(prompt.vision_tokens) or (plan.survivors is None and not reads):
             return Arrival(None)
         views = given_views(views, reads, reduced=plan.survivors is not None)
-        return lay_out(views, prompt, reads[0] if reads else None, device)
+        text = self._text(views, prompt) if reads and reads[0].text else None
+        return lay_out(views, prompt, reads[0] if reads else None, device, text)
+
+    def _text(self, views: TowerViews, prompt: Prompt) -> Text:
+        """What the questions say: computed with the features of the tower, or said in a block."""
+        assert self._tower is not None
+        asked, encoder = self._pass.asked, self._tower.plan.encoder
+        said: Text | Questions | None = views.text
+        if said is None and asked.questions is not None and encoder is not None:
+            said = Questions(encoder, asked.questions)
+        return text_of(said, prompt.samples, repeats=asked.generates)
 
     def _forget_tower(self, arguments: dict[str, Any]) -> None:
         if self._tower is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scheduler_search.errors import UnsupportedError
-from scheduler_search.reducers import Prompt, Reducer, Tokens, reduce_tokens
+from scheduler_search.reducers import Prompt, Reducer, Text, Tokens, reduce_tokens
 from scheduler_search.runtime.ahead import Forward, look_ahead, stop_here
 from scheduler_search.runtime.cache import LogicalDynamicLayer, prepare_cache
 from scheduler_search.runtime.layout import (
@@ -95,6 +95,7 @@ class Prefill:
         self.slots = [prompt.slots] * len(plan.counts)
         self._seen: Seen | None = None
         self._sizes: torch.Tensor | None = None
+        self._text: Text | None = None
         self._looks_ahead = False
         self._vision: torch.Tensor | None = None
         self._rows = RowReader(prompt)
@@ -138,7 +139,7 @@ class Prefill:
             hidden = self._compact(hidden, tokens.vision & arrival.kept, tokens, self.plan.before(0))
             assert self.kept is not None
             arrival = arrival.at(self.kept)
-        self._seen, self._sizes = arrival.seen, arrival.sizes
+        self._seen, self._sizes, self._text = arrival.seen, arrival.sizes, arrival.text
         return hidden
 
     def wants_attention(self, layer: int) -> bool:
@@ -223,7 +224,7 @@ class Prefill:
             stay, hidden = reduced.kept, reduced.hidden
         else:  # each sample keeps all of its tokens, or none
             stay = tokens.vision & (tokens.keep > 0)[:, None]
-        self._seen = self._sizes = None
+        self._seen = self._sizes = self._text = None
         return self._compact(hidden, stay, tokens, self.plan.counts[layer])
 
     def _reducer(self, layer: int) -> Reducer:
@@ -253,6 +254,8 @@ class Prefill:
             rows=seen.rows,
             keys=seen.keys,
             sizes=self._sizes,
+            text=self._text,
+            features=seen.features,
             present=self.plan.before(layer),
         )
 

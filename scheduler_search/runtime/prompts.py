@@ -29,12 +29,14 @@ class Asked:
         generates: whether a ``generate`` of the hooked model is under way.
         slots: length of the prompt that this ``generate`` was given; None if it is not known, or none is under way.
         views: what the tower gave beside features that were computed before.
+        questions: of each sample; None if nothing was said.
     """
 
     vision: torch.Tensor | None = None
     generates: bool = False
     slots: int | None = None
     views: TowerViews | None = None
+    questions: tuple[str, ...] | None = None
 
 
 class PromptReader:

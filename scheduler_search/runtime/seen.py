@@ -18,24 +18,25 @@ from scheduler_search.runtime.tap import AttentionInputs
 
 @dataclass(frozen=True)
 class Seen:
-    """The views of ``Tokens`` that come from attention: see there."""
+    """The views of ``Tokens`` that come from attention, and its ``features``: see there."""
 
     attention: torch.Tensor | None = None
     rows: AttentionRows | None = None
     keys: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Seen:
         """The same on a device; tensors that are there already are shared."""
         rows = self.rows
         if rows is not None:
             rows = AttentionRows(rows.values.to(device), rows.slots.to(device), rows.weights.to(device))
-        return Seen(_on(self.attention, device), rows, _on(self.keys, device))
+        return Seen(_on(self.attention, device), rows, _on(self.keys, device), _on(self.features, device))
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All that is held."""
         rows = () if self.rows is None else (self.rows.values, self.rows.slots, self.rows.weights)
-        return tuple(one for one in (self.attention, *rows, self.keys) if one is not None)
+        return tuple(one for one in (self.attention, *rows, self.keys, self.features) if one is not None)
 
 
 def look(

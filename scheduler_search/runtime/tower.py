@@ -23,6 +23,7 @@ from scheduler_search.rule import Reads
 from scheduler_search.runtime.families import family_of
 from scheduler_search.runtime.layout import compact, gather_tokens
 from scheduler_search.runtime.prefix import to_device
+from scheduler_search.runtime.question import Questions
 from scheduler_search.runtime.refusals import check_not_compiling
 from scheduler_search.runtime.seen import Seen, look
 from scheduler_search.runtime.tap import AttentionInputs, AttentionTap, Listener, subscribe, unsubscribe
@@ -118,6 +119,8 @@ class TowerHooks:
     def _end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         if output is None:  # an exception
             self._local.run = None
+        elif self._local.run is not None:
+            self._local.run.take_output(output)
 
     def _projected(self, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         run, self._local.run = self._local.run, None
@@ -151,10 +154,19 @@ class TowerRun:
         """Look at the attention of a layer that is about to run."""
         inputs = replace(inputs, mask=_open(inputs), window=None)
         for reads in self.plan.wanted:
-            if reads.tower_layer == layer:
+            if reads.layer and reads.tower_layer == layer:
                 self._views[reads] = self._at_patches(self._look(reads, inputs))
         if self.plan.reads.layer and self.plan.reduces_at(layer + 1):
             self._seen = self._look(self.plan.reads, inputs)
+
+    def take_output(self, output: Any) -> None:
+        """Bring what the last layer gave into the space of questions, for rules that compare it with them."""
+        encoder, asking = self.plan.encoder, [reads for reads in self.plan.wanted if reads.text]
+        if encoder is None or not asking:
+            return
+        features = self._spread(encoder.project(output.last_hidden_state))
+        for reads in asking:
+            self._views[reads] = replace(self._views.get(reads, Seen()), features=features)
 
     def _look(self, reads: Reads, inputs: AttentionInputs) -> Seen:
         K, _, S, _ = inputs.query.shape
@@ -289,17 +301,19 @@ def compute_features(
     compute: Callable[[], T],
     vision: VisionReduction | None = None,
     wanted: tuple[Reads, ...] = (),
+    questions: Questions | None = None,
 ) -> tuple[T, TowerViews | None]:
     """What ``compute`` gives, which runs the tower once, and what the tower gave beside it, if anything was asked for.
 
     Args:
         vision: what is done to the tower meanwhile.
         wanted: what is read of it, as ``views_wanted`` gives it.
+        questions: of the samples whose images these are; needed where rules compare patches with them.
 
     Raises:
         UnsupportedError: a tower that cannot be served, or that is under a schedule.
     """
-    plan = plan_tower(model, family_of(model), vision, wanted)
+    plan = plan_tower(model, family_of(model), vision, wanted, None if questions is None else questions.encoder)
     if plan is None:
         return compute(), None
     if any(_is_ours(hook) for hook in plan.tower.module._forward_pre_hooks.values()):
@@ -311,6 +325,9 @@ def compute_features(
     hooks = TowerHooks(plan)
     hooks.attach()
     try:
-        return compute(), hooks.views
+        found, views = compute(), hooks.views
     finally:
         hooks.remove()
+    if views is not None and questions is not None and any(reads.text for reads in wanted):
+        views = replace(views, text=questions.encode())
+    return found, views

@@ -5,7 +5,7 @@ Knows: rules, keep rates, and the tower's modules. Does not know: tensors, or ho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from scheduler_search.reducers.load import load_reducer
 from scheduler_search.rule import Reads, Rule
 from scheduler_search.runtime.families import Family
 from scheduler_search.runtime.families.tower import Tower
+from scheduler_search.runtime.question import QuestionEncoder, check_encoder
 from scheduler_search.runtime.refusals import check_entry_rule, check_tower_rates, check_tower_rule
 from scheduler_search.runtime.report import TowerLayerReport
 from scheduler_search.schedule.counts import keep_counts
@@ -28,12 +29,14 @@ class TowerPlan:
         wanted: what entry rules read of it, ``tower_layer`` counted from 0.
         counts: patches of each image at the input of each layer.
         reducer: the rule that drops or merges them; None if all counts are P.
+        encoder: brings patches into the space of questions, where that is wanted.
     """
 
     tower: Tower
     wanted: tuple[Reads, ...]
     counts: tuple[int, ...]
     reducer: Reducer | None = None
+    encoder: QuestionEncoder | None = None
 
     def before(self, layer: int) -> int:
         """Patches of an image that arrive at a layer, before its own reduction."""
@@ -69,16 +72,21 @@ class TowerPlan:
     def listened(self) -> tuple[int, ...]:
         """Layers (0-based) whose attention is read."""
         ranks = {k - 1 for k in range(1, len(self.counts)) if self.reads.layer and self.reduces_at(k)}
-        return tuple(sorted(ranks | {reads.tower_layer for reads in self.wanted}))
+        return tuple(sorted(ranks | {reads.tower_layer for reads in self.wanted if reads.layer}))
 
 
 def plan_tower(
-    model: nn.Module, family: Family, vision: VisionReduction | None, wanted: tuple[Reads, ...]
+    model: nn.Module,
+    family: Family,
+    vision: VisionReduction | None,
+    wanted: tuple[Reads, ...],
+    encoder: QuestionEncoder | None = None,
 ) -> TowerPlan | None:
     """What is done to, and read of, the tower; None for nothing.
 
     Args:
         wanted: what an entry rule reads, as ``entry_reads`` gives it.
+        encoder: of questions; needed where rules compare patches with them.
 
     Raises:
         UnsupportedError: a tower, rates or a rule that cannot be served.
@@ -86,12 +94,14 @@ def plan_tower(
     if vision is None and not wanted:
         return None
     tower = family.vision_tower(model)
+    if any(reads.text for reads in wanted):
+        check_encoder(encoder, tower)
     if vision is None:
-        return TowerPlan(tower, wanted, (tower.patches,) * len(tower.layers))
+        return TowerPlan(tower, wanted, (tower.patches,) * len(tower.layers), encoder=encoder)
     check_tower_rates(tower, vision.keep_rates, family.architecture)
     reducer = load_reducer(vision.rule, "vision")
     check_tower_rule(tower, reducer.reads, vision.rule.name)
-    plan = TowerPlan(tower, wanted, keep_counts(vision.keep_rates, tower.patches), reducer)
+    plan = TowerPlan(tower, wanted, keep_counts(vision.keep_rates, tower.patches), reducer, encoder)
     return plan if plan.reduces or wanted else None
 
 
@@ -102,9 +112,10 @@ def entry_reads(model: nn.Module, family: Family, entry: Rule | None) -> tuple[R
         UnsupportedError: a tower that does not have what the rule reads.
     """
     reads = None if entry is None else load_reducer(entry, "entry").reads
-    if entry is None or reads is None or not reads.layer:
+    if entry is None or reads is None or not (reads.layer or reads.text):
         return ()
     tower = family.vision_tower(model)
     check_entry_rule(tower, reads, entry.name)
     layer = reads.tower_layer % len(tower.layers)
-    return (Reads(rows=reads.rows, heads=reads.heads, matrix=reads.matrix, keys=reads.keys, tower_layer=layer),)
+    views = Reads(rows=reads.rows, heads=reads.heads, matrix=reads.matrix, keys=reads.keys, tower_layer=layer)
+    return (replace(views, text=reads.text),)

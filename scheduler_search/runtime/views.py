@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from scheduler_search.errors import UnsupportedError
-from scheduler_search.reducers import AttentionRows, Prompt
+from scheduler_search.reducers import AttentionRows, Prompt, Text
 from scheduler_search.rule import Reads
 from scheduler_search.runtime.layout import Kept, gather_tokens
 from scheduler_search.runtime.prefix import to_device
+from scheduler_search.runtime.question import text_on
 from scheduler_search.runtime.seen import Seen
 
 
@@ -30,9 +31,11 @@ class TowerViews:
         images: K.
         patches: P.
         seen: by what was asked for, with ``tower_layer`` counted from 0: attention [K, P], rows [K, R, P] (their slots
-            are patches, -1 for the class token), keys [K, P, H, E]; zero for patches that were dropped before.
+            are patches, -1 for the class token), keys [K, P, H, E], features [K, P, E] in CLIP's space; zero for
+            patches that were dropped before.
         kept: [K, P] bool, the patches that the tower left; None for all.
         sizes: [K, P] patches that each one stands for; None where they were not followed.
+        text: what the question of each sample says, to compare those features with; None where nobody asked.
     """
 
     images: int
@@ -40,6 +43,7 @@ class TowerViews:
     seen: Mapping[Reads, Seen]
     kept: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
+    text: Text | None = None
 
     def serves(self, wanted: Iterable[Reads]) -> bool:
         """Whether everything that is asked for is here."""
@@ -48,12 +52,15 @@ class TowerViews:
     def to(self, device: torch.device) -> TowerViews:
         """The same on a device; tensors that are there already are shared."""
         seen = {reads: one.to(device) for reads, one in self.seen.items()}
-        return replace(self, seen=seen, kept=to_device(self.kept, device), sizes=to_device(self.sizes, device))
+        text = None if self.text is None else text_on(self.text, device)
+        kept, sizes = to_device(self.kept, device), to_device(self.sizes, device)
+        return replace(self, seen=seen, kept=kept, sizes=sizes, text=text)
 
     @property
     def bytes(self) -> int:
         """Memory of the tensors."""
-        tensors = [self.kept, self.sizes, *(tensor for one in self.seen.values() for tensor in one.tensors)]
+        text = () if self.text is None else (self.text.values, self.text.real)
+        tensors = [self.kept, self.sizes, *text, *(tensor for one in self.seen.values() for tensor in one.tensors)]
         return sum(one.numel() * one.element_size() for one in tensors if one is not None)
 
 
@@ -62,23 +69,30 @@ class Arrival:
     """What a rule at the entry reads of the tower, and what is left by it, at the slots of a layer's input.
 
     Args:
-        seen: as ``Tokens`` has it: attention [B, S], rows [B, R, S], keys [B, S, H, E]; None where nothing is read.
+        seen: as ``Tokens`` has it: attention [B, S], rows [B, R, S], keys [B, S, H, E], features [B, S, E]; None where
+            nothing is read.
         kept: [B, S] bool, the vision tokens that the tower left; None for all.
         sizes: [B, S] patches that each one stands for; None where they were not followed.
+        text: what the questions say; None where nothing of them is read.
     """
 
     seen: Seen | None
     kept: torch.Tensor | None = None
     sizes: torch.Tensor | None = None
+    text: Text | None = None
 
     def at(self, kept: Kept) -> Arrival:
         """The same at the slots that are left; query rows that are not are without weight."""
         index, seen = kept.position, self.seen
         if seen is not None:
-            attention = None if seen.attention is None else gather_tokens(seen.attention, index, 1)
-            keys = None if seen.keys is None else gather_tokens(seen.keys, index, 1)
-            seen = Seen(attention, None if seen.rows is None else _rows_at(seen.rows, index, kept.prompt), keys)
-        return Arrival(seen, None, None if self.sizes is None else gather_tokens(self.sizes, index, 1))
+            attention, keys, features = (_at(one, index) for one in (seen.attention, seen.keys, seen.features))
+            rows = None if seen.rows is None else _rows_at(seen.rows, index, kept.prompt)
+            seen = Seen(attention, rows, keys, features)
+        return Arrival(seen, None, _at(self.sizes, index), self.text)
+
+
+def _at(values: torch.Tensor | None, index: torch.Tensor) -> torch.Tensor | None:
+    return None if values is None else gather_tokens(values, index, 1)
 
 
 def _rows_at(rows: AttentionRows, index: torch.Tensor, slots: int) -> AttentionRows:
@@ -107,11 +121,14 @@ def given_views(views: TowerViews | None, wanted: Iterable[Reads], *, reduced: b
     return views
 
 
-def lay_out(views: TowerViews, prompt: Prompt, reads: Reads | None, device: torch.device) -> Arrival:
+def lay_out(
+    views: TowerViews, prompt: Prompt, reads: Reads | None, device: torch.device, text: Text | None = None
+) -> Arrival:
     """What a run of the tower gave, at the slots of the prompts that its images stand in.
 
     Args:
         reads: what is read, as ``views.seen`` has it; None for nothing.
+        text: what the question of each sample of the prompts says.
 
     Raises:
         UnsupportedError: the images of the prompts are not those of the run.
@@ -120,11 +137,10 @@ def lay_out(views: TowerViews, prompt: Prompt, reads: Reads | None, device: torc
     seen = None
     if reads is not None:
         found = views.seen[reads]
-        attention = None if found.attention is None else places.spread(found.attention)
-        keys = None if found.keys is None else places.spread(found.keys)
-        seen = Seen(attention, None if found.rows is None else places.spread_rows(found.rows), keys)
-    kept = None if views.kept is None else places.spread(views.kept)
-    return Arrival(seen, kept, None if views.sizes is None else places.spread(views.sizes))
+        attention, keys, features = (places.given(one) for one in (found.attention, found.keys, found.features))
+        seen = Seen(attention, None if found.rows is None else places.spread_rows(found.rows), keys, features)
+    text = None if text is None else text_on(text, device)
+    return Arrival(seen, places.given(views.kept), places.given(views.sizes), text)
 
 
 @dataclass(frozen=True)
@@ -177,6 +193,10 @@ class _Places:
     def to(self, device: torch.device) -> _Places:
         names = ("image", "sample", "number", "slots", "per_sample")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def given(self, values: torch.Tensor | None) -> torch.Tensor | None:
+        """``spread`` of what there is."""
+        return None if values is None else self.spread(values)
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
         """[K, P, ...] of the images at the slots of the prompts, [B, S0, ...]; zero at all others."""
