@@ -27,6 +27,9 @@ from scheduler_search.reducers.text import compared, mean_over, question
 from scheduler_search.reducers.tokens import Text, Tokens, required
 from scheduler_search.rule import Rule
 
+# Local scores whose standard deviation is less than this part of their mean are equal but for rounding.
+_FLAT = 1e-3
+
 
 def class_dominant(tokens: Tokens, rule: Rule) -> torch.Tensor:
     """Redundancy [B, S] at the entry: 0 for dominant tokens, 1 for complement ones, 2 for the others."""
@@ -49,11 +52,14 @@ def text_clusters(tokens: Tokens, kept: torch.Tensor, rule: Rule) -> torch.Tenso
 
 
 def weigh_by_variance(seen: torch.Tensor, local: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
-    """Eq. 6 [G, S]: both scores, each with the share of the other's variance; halves where neither varies."""
-    first, second = _variance(seen, member), _variance(local, member)
-    total = first + second
-    safe = total.clamp(min=torch.finfo(total.dtype).tiny)
-    return torch.where(total > 0, (second * seen + first * local) / safe, (seen + local) / 2)
+    """Eq. 6 [G, S]: both scores, each with the share of the other's variance.
+
+    Where all local scores are equal, eq. 6 would listen to them alone, and to their rounding: ``seen`` decides.
+    """
+    (_, first), (mean, second) = _moments(seen, member), _moments(local, member)
+    flat = second <= (_FLAT * mean).square()
+    total = (first + second).clamp(min=torch.finfo(first.dtype).tiny)
+    return torch.where(flat, seen, (second * seen + first * local) / total)
 
 
 @dataclass(frozen=True)
@@ -106,11 +112,12 @@ def _as_distribution(attention: torch.Tensor, member: torch.Tensor) -> torch.Ten
     return differences / total.clamp(min=1)
 
 
-def _variance(values: torch.Tensor, member: torch.Tensor) -> torch.Tensor:
-    """Variance [G, 1] over the members of each group."""
+def _moments(values: torch.Tensor, member: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance, both [G, 1], over the members of each group."""
     number = member.sum(dim=1, keepdim=True).clamp(min=1)
     mean = values.masked_fill(~member, 0.0).sum(dim=1, keepdim=True) / number
-    return (values - mean).masked_fill(~member, 0.0).square().sum(dim=1, keepdim=True) / number
+    variance = (values - mean).masked_fill(~member, 0.0).square().sum(dim=1, keepdim=True) / number
+    return mean, variance
 
 
 def _clusters(tokens: Tokens, kept: torch.Tensor, rule: Rule, attention: torch.Tensor | None) -> torch.Tensor:

@@ -127,13 +127,13 @@ def test_clusters_by_hand():
 
 
 def test_weights_by_variance_by_hand():
-    """Variances 1 and 9: the first score counts nine times as much; a score that does not vary decides alone."""
+    """Variances 1 and 9: the first score counts nine times as much; a local score that does not vary says nothing."""
     member = torch.tensor([[True, True, False]])
     first, second = torch.tensor([[0.0, 2.0, 50.0]]), torch.tensor([[8.0, 2.0, 70.0]])
     assert weigh_by_variance(first, second, member)[0, :2].tolist() == pytest.approx([0.8, 2.0])
     still = torch.tensor([[3.0, 3.0, 9.0]])
-    assert weigh_by_variance(first, still, member)[0, :2].tolist() == pytest.approx([3.0, 3.0])
-    assert weigh_by_variance(still, still, member)[0, :2].tolist() == pytest.approx([3.0, 3.0])
+    assert weigh_by_variance(first, still, member)[0, :2].tolist() == pytest.approx([0.0, 2.0])
+    assert weigh_by_variance(still, first, member)[0, :2].tolist() == pytest.approx([3.0, 3.0])
 
 
 def test_without_text_nothing_is_merged():
