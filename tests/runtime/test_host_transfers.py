@@ -89,6 +89,9 @@ RULES: dict[str, dict[str, Any]] = {
     "sparsevlm": {"rule": "sparsevlm", "recycled": 0.5, "tokens_per_cluster": 3},
     "dart": {"rule": "dart"},
     "ficoco-l": {"rule": "ficoco-l"},
+    "visiontrim-decoder": {"rule": "visiontrim-decoder"},
+    "divprune": {"rule": "attention-rank", "entry": "divprune"},
+    "cdpruner": {"rule": "attention-rank", "entry": "cdpruner"},
 }
 
 
