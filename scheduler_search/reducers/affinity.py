@@ -27,24 +27,33 @@ def local_affinity(tokens: Tokens, rule: Rule) -> torch.Tensor:
     side = rule.whole("window")
     neighbours, steps = _neighbours(tokens, side)
     there = neighbours >= 0
-    distance = torch.stack([_distance(tokens.hidden, slots.clamp(min=0)) for slots in neighbours.unbind(2)], dim=2)
-    features = _shares(distance, there, rule.number("feature_scale"))
+    features = _shares(_distances(tokens.hidden, neighbours.clamp(min=0)), there, rule.number("feature_scale"))
     positions = _shares(steps.to(features).expand_as(features), there, rule.number("position_scale"))
     given = features + rule.number("position_weight") * positions
-    # Offsets are ordered so that the neighbour at offset o has this token at the offset last - o.
-    received = torch.stack(
-        [given[..., -1 - offset].gather(1, slots.clamp(min=0)) for offset, slots in enumerate(neighbours.unbind(2))],
-        dim=2,
-    )
+    received = _of_neighbours(given.flip(2), neighbours.clamp(min=0))
     return received.masked_fill(~there, 0.0).sum(dim=2) / there.sum(dim=2).clamp(min=1)
 
 
-def _distance(hidden: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """Distance [B, S] of each slot's features to those of another one."""
-    precise = torch.promote_types(hidden.dtype, torch.float32)
-    other = hidden.gather(1, slots[..., None].expand_as(hidden))
-    distance: torch.Tensor = torch.linalg.vector_norm(hidden.to(precise) - other.to(precise), dim=2)
-    return distance
+def _of_neighbours(values: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+    """[B, S, o]: what the neighbour at each offset has among its ``values`` [B, S, o] at that place.
+
+    A token is seen by its neighbour at the opposite offset, which is as far from the end as that one is from the start.
+    """
+    return values.gather(1, neighbours)
+
+
+def _distances(hidden: torch.Tensor, neighbours: torch.Tensor) -> torch.Tensor:
+    """Distance [B, S, o] of each slot's features to those of its ``neighbours`` [B, S, o]; both ways at once."""
+    B, S, D = hidden.shape
+    values = hidden.to(torch.promote_types(hidden.dtype, torch.float32)).reshape(B * S, D)
+    rows = neighbours + S * torch.arange(B, device=hidden.device)[:, None, None]
+    half = [
+        torch.linalg.vector_norm(values - values.index_select(0, one.flatten()), dim=1).view(B, S)
+        for one in rows[..., : rows.shape[2] // 2].unbind(2)
+    ]
+    there = torch.stack(half, dim=2)
+    back = _of_neighbours(there.flip(2), neighbours[..., there.shape[2] :])
+    return torch.cat([there, back], dim=2)
 
 
 def _shares(distance: torch.Tensor, there: torch.Tensor, scale: float) -> torch.Tensor:
