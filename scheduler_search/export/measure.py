@@ -122,7 +122,9 @@ def _teraflops(
     model: ModelDescription, split: SplitDescription, reduction: Reduction, full: Reduction
 ) -> PrefillTeraflops:
     reduced_flops, full_flops = (
-        mean_prefill_flops(model.shape, one.keep_rates, split.vision_tokens, split.text_tokens, one.tower_rates)
+        mean_prefill_flops(
+            model.shape, one.keep_rates, split.vision_tokens, split.text_tokens, one.tower_rates, one.image_rate
+        )
         for one in (reduction, full)
     )
     return PrefillTeraflops(

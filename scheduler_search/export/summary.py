@@ -70,7 +70,12 @@ def _searched(database: StudyDatabase, study: StudyRecord, reduction: Reduction)
     times = database.prefill(evaluation_key(split.context_digest, reduction, split.vision_tokens))
     score, full = (_mean(database, split, one) for one in (reduction, unreduced(reduction)))
     flops = mean_prefill_flops(
-        model.shape, reduction.keep_rates, split.vision_tokens, split.text_tokens, reduction.tower_rates
+        model.shape,
+        reduction.keep_rates,
+        split.vision_tokens,
+        split.text_tokens,
+        reduction.tower_rates,
+        reduction.image_rate,
     )
     return StudyFigures(
         split="search",

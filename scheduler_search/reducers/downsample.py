@@ -4,16 +4,25 @@ The regions are those of ``pooling``; what stands for a region is not the mean o
 region's centre: one patch, the mean of two or of four where the centre lies between them (bilinear), or always one
 patch, the upper left of them (nearest). Where the sides of the grid are multiples of the sides of the small one, this
 is ``torch.nn.functional.interpolate`` without antialiasing.
+
+Where the image itself is made smaller in front of the tower, the same interpolation brings the small grid of its
+features to the promised number (``resampling``); each token then has the slot of its region in the grid of before.
 """
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from scheduler_search.reducers.pooling import Cut, Regions, centre_of, correlation_of, flow, rectangles
+from scheduler_search.reducers.pooling import Cut, IntArray, Regions, centre_of, correlation_of, flow, rectangles
 from scheduler_search.reducers.tokens import Grid, Tokens
 from scheduler_search.rule import Rule
+
+FloatArray = npt.NDArray[np.float64]
 
 
 def beside_the_centre(tokens: Tokens, rule: Rule) -> torch.Tensor:
@@ -47,8 +56,61 @@ def sample_nearest(grid: Grid, count: int) -> Regions:
     return Regions(target, np.ones_like(target))
 
 
+@dataclass(frozen=True)
+class Resampling:
+    """How the features of a small grid become n tokens of a large one, in the order of their slots.
+
+    Args:
+        cells: [n, 4] cells of the small grid whose weighted mean a token is; ``weights`` [n, 4], 0 where it has fewer.
+        slots: [n] the token of the large grid in whose place it stands, increasing.
+    """
+
+    cells: IntArray
+    weights: FloatArray
+    slots: IntArray
+
+
+def smaller_grid(grid: Grid, count: int) -> Grid:
+    """The smallest grid with the sides' ratio, the shorter side rounded, that has at least ``count`` <= H W tokens."""
+    long, short = max(grid.height, grid.width), min(grid.height, grid.width)
+    sides = ((side, max((2 * side * short + long) // (2 * long), 1)) for side in range(1, long + 1))
+    long, short = next(pair for pair in sides if pair[0] * pair[1] >= count)
+    return Grid(long, short) if grid.height > grid.width else Grid(short, long)
+
+
+def resampling(small: Grid, large: Grid, count: int, rule: Rule) -> Resampling:
+    """Bring the features of ``small`` to ``count`` tokens, which stand for the regions of ``large`` below theirs.
+
+    Args:
+        small: no side longer than that of ``large``.
+        count: at most the tokens of ``small``.
+    """
+    nearest = rule.text("interpolation") == "nearest"
+    found = []
+    for rows, columns in rectangles(small, count) if count else ():
+        slot = centre_of(large, _below(rows, small.height, large.height), _below(columns, small.width, large.width))
+        middle = itertools.product(_range(_middle(rows)), _range(_middle(columns)))
+        cells = [centre_of(small, rows, columns)] if nearest else [row * small.width + column for row, column in middle]
+        found.append((slot, [*cells, *cells[:1] * (4 - len(cells))], [1.0 / len(cells)] * len(cells)))
+    found.sort()
+    weights = np.zeros((len(found), 4))
+    for token, (_, _, shares) in enumerate(found):
+        weights[token, : len(shares)] = shares
+    cells_of = np.array([cells for _, cells, _ in found], dtype=np.int64).reshape(-1, 4)
+    return Resampling(cells_of, weights, np.array([slot for slot, _, _ in found], dtype=np.int64))
+
+
 def _cut(rule: Rule) -> Cut:
     return sample_nearest if rule.text("interpolation") == "nearest" else sample_bilinear
+
+
+def _below(side: slice, small: int, large: int) -> slice:
+    """The rows, or columns, of the large grid that lie below those of the small one."""
+    return slice(side.start * large // small, side.stop * large // small)
+
+
+def _range(side: slice) -> range:
+    return range(side.start, side.stop)
 
 
 def _middle(side: slice) -> slice:

@@ -5,6 +5,7 @@ its three stages and what they read; and its source. Does not know: tensors. The
 ``scheduler_search.reducers``; the runtime imports it.
 """
 
+from scheduler_search.rule.catalogue.common import shrinks_images
 from scheduler_search.rule.declaration import (
     PLACES,
     Declaration,
@@ -33,5 +34,6 @@ __all__ = [
     "declaration_of",
     "declarations",
     "make_rule",
+    "shrinks_images",
     "versions_of",
 ]

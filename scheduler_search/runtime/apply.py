@@ -9,7 +9,7 @@ from torch import nn
 
 from scheduler_search.errors import ScheduleMismatchError, UnsupportedError
 from scheduler_search.reducers.load import load_reducer
-from scheduler_search.rule import Reads, Rule
+from scheduler_search.rule import Reads, Rule, shrinks_images
 from scheduler_search.runtime.families import Family, family_of
 from scheduler_search.runtime.handle import ScheduleHandle
 from scheduler_search.runtime.identity import identify
@@ -116,7 +116,8 @@ def _apply(
         raise _wrong_depth(len(reduction.keep_rates), layers, type(model).__name__)
     _check_unhooked(model, family)
     check_model(model, family, reduction)
-    entry = None if reduction.entry_rule is None else load_reducer(reduction.entry_rule, "entry")
+    rule = reduction.entry_rule
+    entry = None if rule is None or shrinks_images(rule) else load_reducer(rule, "entry")
     return ScheduleHandle(model, family, reduction, entry, load_reducer(reduction.rule, "decoder"), prefix, encoder)
 
 

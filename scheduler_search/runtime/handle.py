@@ -38,6 +38,7 @@ from scheduler_search.runtime.refusals import (
     prompt_slots,
 )
 from scheduler_search.runtime.report import LayerReport, Report
+from scheduler_search.runtime.smaller_images import image_hooks
 from scheduler_search.runtime.tap import AttentionInputs, AttentionTap, Listener, subscribe, unsubscribe
 from scheduler_search.runtime.tower import TowerHooks
 from scheduler_search.runtime.tower_plan import entry_reads, plan_tower
@@ -82,6 +83,7 @@ class ScheduleHandle(Blocks):
             check_behind_tower(entry.reads, entry.rule.name)
         tower = plan_tower(model, family, reduction.vision, wanted, encoder)
         self._tower = None if tower is None else TowerHooks(tower)
+        self._images = image_hooks(model, reduction)
         self._reader = PromptReader(family, model.config, rules)
         self._pass: _Pass = _Pass()
         self._report: Report | None = None
@@ -105,8 +107,9 @@ class ScheduleHandle(Blocks):
 
     def remove(self) -> None:
         """Take the schedule off the model; a second call does nothing."""
-        if self._tower is not None:
-            self._tower.remove()
+        for part in (self._tower, self._images):
+            if part is not None:
+                part.remove()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -141,8 +144,9 @@ class ScheduleHandle(Blocks):
         if self._first == len(self._layers):
             return  # nothing is ever dropped
         self._hooks.append(self.model.register_forward_pre_hook(self._check_call, with_kwargs=True))
-        if self._tower is not None:
-            self._tower.attach()
+        for part in (self._tower, self._images):
+            if part is not None:
+                part.attach()
         windowed = sliding_layers(self._family.decoder(self.model).config)
         for layer in sorted({0, *windowed, *range(self._first, len(self._layers))}):
             hook = functools.partial(self._enter_layer, layer)
@@ -201,6 +205,8 @@ class ScheduleHandle(Blocks):
             before = self._pass.asked
             self._pass.asked = replace(before, generates=True, slots=prompt_slots(args, kwargs))
             self._forget_tower(kwargs)  # it runs in front of the first pass
+            if self._images is not None:
+                self._images.expect_prompts(self._reader, args, kwargs)
             try:
                 return generate(*args, **kwargs)
             finally:
@@ -238,17 +244,22 @@ class ScheduleHandle(Blocks):
     def _plan(self, arguments: dict[str, Any]) -> None:
         prompt = self._reader.read(arguments, self._pass.asked)
         plan = self._plan_of(prompt.vision_tokens)
+        if self._images is not None and not self._pass.asked.generates:
+            self._images.expect(prompt.vision_tokens)
         self._pass.plan, self._pass.slots = plan, prompt.slots
         if self._prefix is not None:
             self._prefix.check(prompt, plan, cached=arguments.get("past_key_values") is not None)
         if plan.reduces:
             self._family.check_prompt(self.model.config, prompt.slots)
         if plan.reduces or self._prefix is not None:
-            tower = None if self._tower is None else functools.partial(self._arrival, prompt, plan)
+            watched = self._tower is not None or self._images is not None
+            tower = functools.partial(self._arrival, prompt, plan) if watched else None
             self._pass.state = Prefill(prompt, plan, self._entry, self._decoder, self._masks(), self._prefix, tower)
 
     def _arrival(self, prompt: Prompt, plan: Plan, device: torch.device) -> Arrival:
         """What the tower gave for the images of a prompt."""
+        if self._images is not None:
+            return self._images.arrival(prompt, self._pass.asked.views, device)
         assert self._tower is not None
         views = self._pass.asked.views if self._tower.views is None else self._tower.views
         reads = self._tower.plan.wanted if plan.chooses_at(0) else ()
@@ -268,10 +279,13 @@ class ScheduleHandle(Blocks):
         return text_of(said, prompt.samples, repeats=asked.generates)
 
     def _forget_tower(self, arguments: dict[str, Any]) -> None:
-        if self._tower is not None:
-            self._tower.forget(whole=_continues(arguments))
+        for part in (self._tower, self._images):
+            if part is not None:
+                part.forget(whole=_continues(arguments))
 
     def _plan_of(self, vision_tokens: tuple[int, ...]) -> Plan:
+        if self._images is not None:
+            return Plan.under(self.reduction, vision_tokens, None)
         if self._tower is None or not self._tower.plan.reduces:
             return Plan.of(self.reduction.keep_rates, vision_tokens)
         return Plan.under(self.reduction, vision_tokens, self._tower.plan.tower.patches)

@@ -16,7 +16,7 @@ class Plan:
     Args:
         counts: ``counts[layer][sample]`` vision tokens at the input of each decoder layer, 0-based.
         vision_tokens: N of each sample.
-        survivors: how many of them a reduction inside the tower leaves; None for all.
+        survivors: how many of them a reduction inside the tower, or smaller images, leave; None for all.
     """
 
     counts: tuple[tuple[int, ...], ...]
@@ -32,7 +32,7 @@ class Plan:
 
     @classmethod
     def under(cls, reduction: Reduction, vision_tokens: tuple[int, ...], patches: int | None) -> Plan:
-        """The plan of a reduction that may act in the tower too.
+        """The plan of a reduction that may act in the tower, or on the images in front of it, too.
 
         A layer with the rate that the tower ends with keeps all that the tower leaves: of several images, that may be
         some tokens more or less than the rate leaves of their sum.
@@ -41,6 +41,8 @@ class Plan:
             patches: of one image; None where the tower is whole.
         """
         plan = cls.of(reduction.keep_rates, vision_tokens)
+        if reduction.image_rate < 1.0:
+            return cls(plan.counts, vision_tokens, plan.counts[0])
         if reduction.vision is None or patches is None or reduction.vision.keep_rates[-1] == 1.0:
             return plan
         rate = reduction.vision.keep_rates[-1]

@@ -188,8 +188,14 @@ class SplitCost:
         self._sizes = [n for n, _ in groups]
         self._outside: dict[tuple[float, ...], float] = {}
 
-    def __call__(self, keep_rates: Sequence[float], tower_keep_rates: Sequence[float] = ()) -> float:
-        """Mean FLOPs under ``keep_rates``, one rate per decoder layer, and those of the tower's layers; () for all."""
+    def __call__(
+        self, keep_rates: Sequence[float], tower_keep_rates: Sequence[float] = (), image_rate: float = 1.0
+    ) -> float:
+        """Mean FLOPs under ``keep_rates``, one rate per decoder layer, and those of the tower's layers; () for all.
+
+        Args:
+            image_rate: see ``prefill_flops``.
+        """
         import numpy  # see __init__
 
         decoder = self._shape.decoder
@@ -199,17 +205,20 @@ class SplitCost:
         tokens = kept + self._text
         linear = decoder.linear_flops * tokens.sum(axis=1)
         attention = decoder.attention_flops * (tokens * tokens).sum(axis=1)
-        return self._outside_of(tuple(tower_keep_rates)) + float((linear + attention) @ self._weights)
+        outside = self._outside_of((image_rate, *tower_keep_rates))
+        return outside + float((linear + attention) @ self._weights)
 
-    def _outside_of(self, tower: tuple[float, ...]) -> float:
-        """Mean FLOPs in front of and behind the decoder; many schedules share a tower."""
+    def _outside_of(self, rates: tuple[float, ...]) -> float:
+        """Mean FLOPs in front of and behind the decoder; many schedules share rates of images and tower."""
         import numpy  # see __init__
 
-        if tower not in self._outside:
-            known = {n: self._shape.vision_flops(n, tower or None) for n in set(self._sizes)}
+        if rates not in self._outside:
+            image_rate, *tower = rates
+            sizes = {n: keep_count(image_rate, n) for n in set(self._sizes)}
+            known = {n: self._shape.vision_flops(size, tower or None) for n, size in sizes.items()}
             vision = numpy.array([known[n] for n in self._sizes])
-            self._outside[tower] = float(vision @ self._weights) + self._shape.logit_flops(1)
-        return self._outside[tower]
+            self._outside[rates] = float(vision @ self._weights) + self._shape.logit_flops(1)
+        return self._outside[rates]
 
 
 def prefill_flops(
@@ -219,6 +228,7 @@ def prefill_flops(
     text_tokens: int,
     *,
     tower_keep_rates: Sequence[float] | None = None,
+    image_rate: float = 1.0,
     logits: Logits = "last",
 ) -> float:
     """FLOPs of one sample's prefill: tower, projector, decoder layers and lm head.
@@ -228,6 +238,9 @@ def prefill_flops(
         vision_tokens: N, counted before any reduction.
         text_tokens: prompt tokens that are not vision tokens.
         tower_keep_rates: rates of a reduction inside the tower, one per tower layer.
+        image_rate: share of its vision tokens to which every image is made smaller in front of the tower. Counted are
+            the patches of ``keep_count(image_rate, N)`` vision tokens; the grids of the smaller images, which have
+            whole sides and at least as many tokens, cost some more.
         logits: whether the lm head runs over the last position (generation) or over all that are left.
 
     Raises:
@@ -237,7 +250,7 @@ def prefill_flops(
     tokens = [count + text_tokens for count in keep_counts(keep_rates, vision_tokens)]
     layers = shape.decoder.linear_flops * sum(tokens) + shape.decoder.attention_flops * sum(n * n for n in tokens)
     head = shape.logit_flops(tokens[-1] if logits == "all" else 1)
-    return shape.vision_flops(vision_tokens, tower_keep_rates) + layers + head
+    return shape.vision_flops(keep_count(image_rate, vision_tokens), tower_keep_rates) + layers + head
 
 
 def mean_prefill_flops(
@@ -246,9 +259,10 @@ def mean_prefill_flops(
     vision_tokens: Sequence[int],
     text_tokens: Sequence[int],
     tower_keep_rates: Sequence[float] = (),
+    image_rate: float = 1.0,
 ) -> float:
     """Mean ``prefill_flops`` over the samples of a split, with the lm head over the last position."""
-    return SplitCost(shape, vision_tokens, text_tokens)(keep_rates, tower_keep_rates)
+    return SplitCost(shape, vision_tokens, text_tokens)(keep_rates, tower_keep_rates, image_rate)
 
 
 def textbook_flops(decoder: DecoderShape, keep_rates: Sequence[float], vision_tokens: int, text_tokens: int) -> float:

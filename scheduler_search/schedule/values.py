@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from scheduler_search.errors import ScheduleError
-from scheduler_search.rule import Place, Rule, declaration_of
+from scheduler_search.rule import Place, Rule, declaration_of, shrinks_images
 from scheduler_search.schedule.canonical import digest_of
 from scheduler_search.schedule.checks import check_index, check_rates
 from scheduler_search.schedule.counts import keep_counts
@@ -122,6 +122,12 @@ class Reduction:
     def tower_rates(self) -> tuple[float, ...]:
         """Keep rates of the layers of the vision tower; none where it is left alone."""
         return () if self.vision is None else self.vision.keep_rates
+
+    @property
+    def image_rate(self) -> float:
+        """Share of the vision tokens to which images are made smaller in front of the tower; 1.0 where they are not."""
+        shrinks = self.entry_rule is not None and shrinks_images(self.entry_rule)
+        return self.keep_rates[0] if shrinks else 1.0
 
     @property
     def unreduced(self) -> Reduction:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from scheduler_search.rule import shrinks_images
 from scheduler_search.schedule.cost import ModelShape, SplitCost, mean_prefill_flops
 from scheduler_search.schedule.families import step, uniform
 from scheduler_search.search.frontier import Frontier, FrontierDomain
@@ -75,12 +76,13 @@ def _greedy(definition: StudyDefinition, layers: int, shape: ModelShape, split: 
     tower = TowerLayers.of(shape.vision, search, most) if "vision" in places else None
     in_front = 0 if tower is None else tower.layers
     cost = SplitCost(shape, split.vision_tokens, split.text_tokens)
+    shrinks = "entry" in places and shrinks_images(definition.resolved_rule)
     return GSearch(
         layers=layers,
         max_vision_tokens=most,
         first_layer=search.first_layer,
         stride=search.stride,
-        cost=lambda rates: cost(rates[in_front:], rates[:in_front]),
+        cost=lambda rates: cost(rates[in_front:], rates[:in_front], rates[in_front] if shrinks else 1.0),
         penalty=search.penalty_value,
         penalty_unit=search.penalty_unit,
         effort=_effort(search),

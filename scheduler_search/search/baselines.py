@@ -67,9 +67,9 @@ def baselines(
     ``pooling``: average pooling before the first layer. ``pyramid-drop``: the study's rule with rates q, q^2, q^3
     after L/4, L/2, 3L/4. ``withdraw``: every token up to a layer and none after, the next larger cost.
 
-    None of them reduces in the tower: what the searched reduction saves there, they save in the decoder; ``random`` by
-    taking the same share of every searched rate. Where the study's rule does not act in the decoder, the rule that
-    stands in its place there is that of ``uniform``, ``pyramid-drop`` and ``withdraw``.
+    None of them reduces in the tower or makes images smaller: what the searched reduction saves there, they save in
+    the decoder; ``random`` by taking the same share of every searched rate. Where the study's rule does not act in the
+    decoder, the rule that stands in its place there is that of ``uniform``, ``pyramid-drop`` and ``withdraw``.
 
     Args:
         vision_tokens: N of every sample that costs are averaged over.
@@ -81,7 +81,7 @@ def baselines(
         return ()
     layers = len(searched.keep_rates)
     cost = SplitCost(shape, vision_tokens, text_tokens)
-    match = _Match(cost, cost(searched.keep_rates, searched.tower_rates))
+    match = _Match(cost, cost(searched.keep_rates, searched.tower_rates, searched.image_rate))
     random = make_rule("random", {"seed": seed})
     flat = match.rates(lambda rate: uniform(layers, rate, first_layer))
     fastv = match.rates(lambda rate: step(layers, min(_FASTV_LAYER, layers), rate))

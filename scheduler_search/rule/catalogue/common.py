@@ -20,3 +20,8 @@ QUOTA = Parameter(
 def heads_of(rule: Rule) -> HeadReduction:
     """The value of ``HEADS``."""
     return cast(HeadReduction, rule.parameter("head_reduction"))
+
+
+def shrinks_images(rule: Rule) -> bool:
+    """Whether a rule at the entry makes images smaller in front of the tower, so that its stages are not run."""
+    return dict(rule.parameters).get("level") == "image"

@@ -39,6 +39,13 @@ DOWNSAMPLE = Declaration(
     },
     parameters=(
         Parameter(
+            "level",
+            "grid",
+            "whether the grid of features is down-sampled, or the image in front of the tower (families with images of "
+            "any size) and then the grid of its features",
+            choices=("grid", "image"),
+        ),
+        Parameter(
             "interpolation",
             "bilinear",
             "whether the grid is interpolated at the new points, or the nearest patch is taken",
@@ -46,8 +53,9 @@ DOWNSAMPLE = Declaration(
         ),
         POSITIONS,
     ),
-    source="baseline of seed 001: down-sampling, here of the patch grid, to the promised count",
-    follows="seed 001 makes the image smaller in front of the tower, which only some families can take",
+    source="baseline of seed 001: down-sampling, of the image or of the patch grid, to the promised count",
+    follows="seed 001 makes the image smaller in front of the tower (level 'image'), which only families with images "
+    "of any size can take; here the promised count is met exactly, by the grid of the smaller image's features",
 )
 
 FASTERVLM = Declaration(

@@ -17,7 +17,7 @@ from torch import nn
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Grid, image_runs
 from scheduler_search.runtime.families.parts import decoder_fields, tower_fields
-from scheduler_search.runtime.families.tower import Tower
+from scheduler_search.runtime.families.tower import ScalableTower, Tower
 from scheduler_search.runtime.injection import Injection
 from scheduler_search.schedule.cost import ModelShape
 
@@ -140,6 +140,14 @@ class Family(abc.ABC):
     def vision_tower(self, model: nn.Module) -> Tower:  # noqa: ARG002
         """The vision tower, for rules that read it or act inside it; UnsupportedError where it cannot be served."""
         raise self.no_tower(f"a family whose {self.merges}")
+
+    def scalable_tower(self, model: nn.Module) -> ScalableTower:  # noqa: ARG002
+        """The vision tower, for images that are made smaller in front of it; UnsupportedError where they cannot be."""
+        raise self.refuse(
+            "images can be made smaller only where the number of vision tokens follows their size (Qwen-VL)",
+            actual="a family where it does not, or whose packing of patches was not tested",
+            remedy="set the rule's level to 'grid', or use another entry rule",
+        )
 
     # -- for the families' own use
 

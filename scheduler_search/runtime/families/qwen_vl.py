@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from scheduler_search.runtime.families.packed import PackedFamily, active_decoder, packed_tower, plain_fields
 from scheduler_search.runtime.families.parts import decoder_fields, decoder_shape
+from scheduler_search.runtime.families.tower import ScalableTower
 from scheduler_search.runtime.injection import Injection
 from scheduler_search.schedule.cost import DecoderShape, ModelShape, VisionShape
 
@@ -43,6 +46,11 @@ class Qwen2VL(PackedFamily):
             merge=int(vision.spatial_merge_size),
             frames=int(vision.temporal_patch_size),
         )
+
+    def scalable_tower(self, model: nn.Module) -> ScalableTower:
+        """All of them pack patches alike."""
+        visual: Any = self.input_module(model).visual
+        return ScalableTower(visual, int(visual.config.patch_size), int(visual.config.spatial_merge_size))
 
     def decoder_shape(self, text: Any) -> DecoderShape:
         """Widths of the decoder."""

@@ -1,4 +1,6 @@
-"""The modules of a vision tower whose patches are the decoder's vision tokens, one for one and in their order."""
+"""The modules of a vision tower: of one whose patches are the decoder's vision tokens, one for one and in their order,
+and of one whose images can be made smaller.
+"""
 
 from __future__ import annotations
 
@@ -43,3 +45,21 @@ class Tower:
     def implementation(self) -> str:
         """Name of the attention implementation that the tower runs with now; it may differ from the decoder's."""
         return str(self.module.config._attn_implementation)  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class ScalableTower:
+    """A vision tower over images of any size, whose patches come packed: all of an image, then those of the next.
+
+    Those of an image are in blocks of ``merge`` x ``merge``, one for each vision token; blocks, and patches within one,
+    are row by row. A patch is [values, patch, patch] flattened, values being its channels and frames.
+
+    Args:
+        module: called with (patches [n, ...], grid_thw [K, 3]); what it gives has one row for each vision token.
+        patch: pixels of a patch's side.
+        merge: patches of a vision token's side.
+    """
+
+    module: nn.Module
+    patch: int
+    merge: int
