@@ -1,8 +1,10 @@
 """What the question says, to compare vision tokens with: the papers take it from the text encoder of CLIP.
 
-Where nobody gives such features, they are the hidden states of the instruction in front of the layer of the reduction:
-at the entry, the decoder's own embeddings, against vision tokens that the projector brought into their space. The
-papers' choices differ from these, since CLIP was trained to bring text and patches together and embeddings were not.
+With the parameter ``text_features = "clip"``, that is what the runtime gives at the entry: the tokens of CLIP's text
+encoder, and patches in the same space (``Tokens.text`` and ``Tokens.features``). Otherwise it is the hidden states of
+the instruction in front of the layer of the reduction: at the entry, the decoder's own embeddings, against vision
+tokens that the projector brought into their space. The two differ: CLIP was trained to bring text and patches together,
+embeddings and projected patches are brought together only by the layers behind them.
 """
 
 from __future__ import annotations

@@ -15,11 +15,23 @@ QUOTA = Parameter(
     "whether the images of a sample share one ranking, or each keeps its share of the tokens and is ranked by itself",
     choices=("pooled", "per-image"),
 )
+TEXT_FEATURES = Parameter(
+    "text_features",
+    "decoder",
+    "whether the question is the decoder's own embeddings of it, compared with projected patches, or what CLIP's text "
+    "encoder makes of it, compared with patches in CLIP's space (at the entry; a study names it in [model])",
+    choices=("decoder", "clip"),
+)
 
 
 def heads_of(rule: Rule) -> HeadReduction:
     """The value of ``HEADS``."""
     return cast(HeadReduction, rule.parameter("head_reduction"))
+
+
+def from_clip(rule: Rule) -> bool:
+    """Whether the value of ``TEXT_FEATURES`` is CLIP's."""
+    return dict(rule.parameters).get("text_features") == "clip"
 
 
 def shrinks_images(rule: Rule) -> bool:

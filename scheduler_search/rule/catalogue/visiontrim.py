@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scheduler_search.rule.catalogue.common import POSITIONS, QUOTA
+from scheduler_search.rule.catalogue.common import POSITIONS, QUOTA, TEXT_FEATURES, from_clip
 from scheduler_search.rule.declaration import Declaration, Parameter, Reads, Stages
 
 # The paper gives no values for its kernels. These are those of the pixel-adaptive refinement (AFA, arXiv 2203.02664)
@@ -32,7 +32,7 @@ _ENTRY = Stages(
     "visiontrim.class_dominant",
     correlate="visiontrim.class_clusters",
     compress="compress.given",
-    reads=lambda _rule: Reads(rows="class", grids=True, tower_layer=-2),
+    reads=lambda rule: Reads(rows="class", grids=True, text=from_clip(rule), tower_layer=-2),
 )
 
 _DECODER = Stages(
@@ -44,18 +44,20 @@ _DECODER = Stages(
 
 _FOLLOWS = (
     "the paper; published code overwrites the scores of eq. 6 and has no decoder stage. Eq. 11 as written: weights "
-    "into a complement token sum to more than one. The question is the decoder's hidden states of the instruction, not "
-    "CLIP's text features. The local score is the affinity that neighbours hand to a token: eq. 5, averaged as it is "
-    "written, is the same for all tokens"
+    "into a complement token sum to more than one. The local score is the affinity that neighbours hand to a token: "
+    "eq. 5, averaged as it is written, is the same for all tokens. In the decoder, the question is the hidden states "
+    "of the instruction"
 )
 
 VISIONTRIM = Declaration(
     name="visiontrim",
     version=1,
     stages={"entry": _ENTRY, "decoder": _DECODER},
-    parameters=_PARAMETERS,
+    parameters=(TEXT_FEATURES, *_PARAMETERS),
     source="seed 004: eq. 1-12 (DVTS, TGVC) at the entry, eq. 13 and 14 in the decoder",
-    follows=_FOLLOWS,
+    follows=_FOLLOWS + "; at the entry, it is the decoder's embeddings of the instruction against projected patches, "
+    "which no training has brought together; the paper takes CLIP's text encoder: text_features 'clip', which changes "
+    "nothing in the decoder",
     default_places=("entry", "decoder"),
 )
 
