@@ -7,7 +7,7 @@ penultimate layer, whose features LLaVA uses. A tower without a class token cann
 
 from __future__ import annotations
 
-from scheduler_search.rule.catalogue.common import POSITIONS, QUOTA
+from scheduler_search.rule.catalogue.common import POSITIONS, QUOTA, TEXT_FEATURES, from_clip
 from scheduler_search.rule.declaration import Declaration, Parameter, Reads, Rule, Stages
 
 _MERGE = Parameter(
@@ -129,9 +129,14 @@ DIVPRUNE = Declaration(
 CDPRUNER = Declaration(
     name="cdpruner",
     version=1,
-    stages={"entry": Stages("diversity.relevant_and_diverse")},
-    parameters=(POSITIONS, QUOTA),
+    stages={
+        "entry": Stages(
+            "diversity.relevant_and_diverse", reads=lambda rule: Reads(text=from_clip(rule), tower_layer=-1)
+        )
+    },
+    parameters=(TEXT_FEATURES, POSITIONS, QUOTA),
     source="CDPruner (arXiv 2506.10967): greedy MAP inference of a conditional determinantal point process",
     follows="the paper, relevance being the mean cosine to the question; published code turns its sign for CLIP, whose "
-    "text encoder it takes; here, the question is the decoder's embeddings of the instruction",
+    "text encoder it takes. Here, the question is the decoder's embeddings of the instruction, and patches are what "
+    "the projector gave; with text_features 'clip', the tokens of CLIP's text encoder, and patches in CLIP's space",
 )
