@@ -126,7 +126,7 @@ def test_a_saved_model_loads_as_it_is(tmp_path: Path) -> None:
 
 
 def test_what_is_no_clip_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="text encoder must load.*safetensors"):
+    with pytest.raises(ModelError, match=r"text encoder must load.*safetensors"):
         load_question_encoder(tmp_path / "nothing", offline=True)
     model_of().config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="must be a CLIP model, but got type 'llava'"):
@@ -253,7 +253,7 @@ def test_later_turns_ask_for_no_question() -> None:
 
 
 def test_without_an_encoder_a_rule_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="needs the text encoder of CLIP.*load_question_encoder"):
+    with pytest.raises(UnsupportedError, match=r"needs the text encoder of CLIP.*load_question_encoder"):
         apply_reduction(model_of(), reduction())
     with apply_reduction(model_of(), reduction(source="decoder"), question_encoder=encoder()):
         model_of()(**batch("single"))  # nobody asks it
@@ -263,7 +263,7 @@ def test_without_questions_a_prompt_is_refused() -> None:
     with applied() as handle:
         with pytest.raises(UnsupportedError, match=r"must be told the questions.*with handle.questions"):
             model_of()(**batch("padded"))
-        with handle.questions(QUESTIONS[:2]), pytest.raises(UnsupportedError, match="each of the 3 samples.*2 quest"):
+        with handle.questions(QUESTIONS[:2]), pytest.raises(UnsupportedError, match=r"each of the 3 samples.*2 quest"):
             model_of()(**batch("padded"))
         with handle.questions(QUESTIONS[:1]), pytest.raises(UnsupportedError, match="one question of each"):
             model_of()(**batch("padded"))  # not repeated: these are no beams
@@ -275,7 +275,7 @@ def test_without_questions_a_prompt_is_refused() -> None:
 
 def test_another_tower_is_refused() -> None:
     wider = QuestionEncoder(build_clip(model_of().base_model.vision_tower, hidden_size=48), build_tokenizer(), "wide")
-    with pytest.raises(UnsupportedError, match='tower is that of wide, but got hidden_size 32, not 48.*"decoder"'):
+    with pytest.raises(UnsupportedError, match=r'tower is that of wide, but got hidden_size 32, not 48.*"decoder"'):
         apply_reduction(model_of(), reduction(), question_encoder=wider)
     with pytest.raises(UnsupportedError, match="but got a tower of type 'siglip_vision_model'"):
         apply_reduction(model_of("siglip"), reduction(), question_encoder=encoder())
