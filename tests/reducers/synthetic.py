@@ -156,7 +156,7 @@ def tokens_of(samples: Sequence[Sample], place: Place, reads: Reads, pad: int = 
         vision[row, S - len(one.left) :] = torch.from_numpy(one.vision[one.left])
     keep = tuple(one.keep for one in views)
     rows = _rows(views, S) if reads.rows is not None else None
-    text = reads.text and samples[0].seed % 2 == 0
+    text = reads.text  # never left out by the runtime: a sample must see the same alone as in a batch
     return Tokens(
         hidden=_aligned([one.hidden for one in views], S),
         vision=vision,
