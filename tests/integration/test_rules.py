@@ -31,7 +31,7 @@ name = "{rule}"
 [search]
 first_layer = 4
 stride = 9
-penalty = 0.6
+penalty = 1.0
 initial = 2
 iterations = 2
 refine = false
