@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from scheduler_search.errors import RuleError
 from scheduler_search.rule import Place, Rule, make_rule
@@ -19,7 +19,7 @@ from scheduler_search.schedule.values import Reduction, VisionReduction
 from scheduler_search.study.faults import study_file_error
 from scheduler_search.study.rule_section import RECORDED, RuleSection
 from scheduler_search.study.search_section import SearchSection, search_at
-from scheduler_search.study.section import Section
+from scheduler_search.study.section import Section, broken
 from scheduler_search.study.sections import DataSection, ModelSection, Seed, WorkersSection
 
 
@@ -47,6 +47,19 @@ class StudyDefinition(Section):
         rule = info.data.get("rule")
         given = search.model_dump(by_alias=True, exclude_unset=True) if isinstance(search, SearchSection) else search
         return search_at(rule.places, given) if rule is not None and isinstance(given, Mapping) else search
+
+    @model_validator(mode="after")
+    def _has_the_encoder_that_its_rule_asks_for(self) -> Self:
+        named = self.model.text_encoder
+        if self.rule.asks_encoder and named is None:
+            rule = 'a rule with text_features = "clip" needs the CLIP model of the vision tower as text encoder'
+            remedy = 'for example text_encoder = "openai/clip-vit-large-patch14-336"; or text_features = "decoder"'
+            raise broken(rule, key="model.text_encoder", remedy=remedy)
+        if named is not None and not self.rule.asks_encoder:
+            rule = 'a text encoder is named for a rule that asks it, with text_features = "clip" at the entry'
+            remedy = "remove the key, or ask it in [rule]; in a campaign, name it beside that rule in [[matrix]]"
+            raise broken(rule, key="model.text_encoder", actual=f"{named!r} for {self.rule.name!r}", remedy=remedy)
+        return self
 
     @property
     def resolved_rule(self) -> Rule:

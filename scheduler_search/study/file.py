@@ -17,13 +17,15 @@ from scheduler_search.errors import RuleError, StudyFileError
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.faults import study_file_error, unknown_key
 
-PATHS = ("data.path", "data.images", "data.search.path", "data.validation.path", "data.test.path", "model.id")
+_IDS = ("model.id", "model.text_encoder")
+PATHS = ("data.path", "data.images", "data.search.path", "data.validation.path", "data.test.path", *_IDS)
 
 
 def read_study_file(path: str | Path) -> StudyDefinition:
     """The definition in a TOML study file, its paths made absolute from the file's folder.
 
     ``[model] id`` is a path where it starts with ``.``, ``/`` or ``~``; anything else is a hub id or a testbed model.
+    So is ``text_encoder``.
 
     Raises:
         StudyFileError: missing or unreadable file, TOML syntax, unknown key, wrong type or range, conflicting keys.
@@ -71,7 +73,7 @@ def _make_absolute(tables: dict[str, Any], folder: Path) -> tuple[tuple[str, str
         for section in sections:
             table = table.get(section) if isinstance(table, dict) else None
         text = table.get(key) if isinstance(table, dict) else None
-        if isinstance(text, str) and text and (dotted != "model.id" or text[0] in "./~"):
+        if isinstance(text, str) and text and (dotted not in _IDS or text[0] in "./~"):
             written.append((dotted, text))
             table[key] = os.path.normpath(folder / Path(text).expanduser())
     return tuple(written)

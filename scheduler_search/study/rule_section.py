@@ -69,6 +69,12 @@ class RuleSection(Section):
         """Where the rule acts, in the order in which tokens pass."""
         return self.at or declaration_of(self.name, self.version).default_places
 
+    @property
+    def asks_encoder(self) -> bool:
+        """Whether it compares patches with what a text encoder makes of the question, at one of its places."""
+        stages, rule = declaration_of(self.name, self.version).stages, self.resolve(0)
+        return any(stages[place].reads(rule).text for place in self.places)
+
     def resolve(self, seed: int) -> Rule:
         """The rule with all parameters written out; a ``seed`` parameter that is not given is the study's seed."""
         given = dict(self.parameters)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -25,6 +26,7 @@ class ModelSection(Section):
     """Which model is searched, and how it is run. ``id``: hub id, local directory, or ``testbed:tiny-llava``.
 
     ``device_map`` spreads one model over the GPUs of a worker, as ``from_pretrained`` does it; None for one device.
+    ``text_encoder``: the CLIP model that questions are given to, for rules that ask for it.
     """
 
     id: Text
@@ -35,6 +37,22 @@ class ModelSection(Section):
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
     prompt: Text = "auto"
     trust_remote_code: bool = False
+    text_encoder: Text | None = None
+    text_encoder_revision: Text | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_revision_of_its_encoder(cls, data: Any) -> Any:
+        """The default is written out where there is an encoder, and absent where there is none."""
+        if not isinstance(data, Mapping):
+            return data
+        if data.get("text_encoder") is not None:
+            given = data.get("text_encoder_revision")
+            return {**data, "text_encoder_revision": "main" if given is None else given}
+        if data.get("text_encoder_revision") is not None:
+            remedy = "name the text_encoder, or remove the key"
+            raise broken("only a text_encoder has such a revision", key="text_encoder_revision", remedy=remedy)
+        return data
 
     @model_validator(mode="after")
     def _is_placed_in_one_way(self) -> Self:
