@@ -17,13 +17,21 @@ import torch
 from torch import Tensor
 
 from scheduler_search.errors import ModelError
-from scheduler_search.evaluation.features import Features, OwnShelf, Pixels, Shelf
+from scheduler_search.evaluation.features import Change, Features, OwnShelf, Pixels, Shelf
 from scheduler_search.evaluation.layout import parts_of
 from scheduler_search.evaluation.prompts import Prompt
 from scheduler_search.evaluation.samples import Sample
 from scheduler_search.rule import Reads
-from scheduler_search.runtime import TowerViews, compute_features, views_wanted, vision_tokens
-from scheduler_search.schedule.values import Reduction, VisionReduction
+from scheduler_search.runtime import (
+    Beside,
+    SmallerImages,
+    compute_features,
+    compute_smaller_features,
+    smaller_images,
+    views_wanted,
+    vision_tokens,
+)
+from scheduler_search.schedule.values import Reduction
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,10 @@ class Part:
 
     def inputs(
         self, model: Any, device: torch.device, reduction: Reduction | None
-    ) -> tuple[dict[str, Any], TowerViews | None]:
-        """As ``arguments``, with the features that a reduction inside the tower leaves, and what its rules read of it.
+    ) -> tuple[dict[str, Any], Beside | None]:
+        """As ``arguments``, with the features that a reduction leaves inside the tower, or of smaller images.
+
+        Beside them is what its rules read of the tower, or what is left of the images.
 
         Args:
             reduction: what the arguments are for; None for a pass that reads nothing of the tower but its features.
@@ -101,13 +111,15 @@ class Part:
         """Arguments with the pixels, so that the model runs its tower itself."""
         return _on(device, self.language) | _on(device, self._pixels(often=True))
 
-    def _compute(
-        self, model: Any, device: torch.device, vision: VisionReduction | None, wanted: tuple[Reads, ...]
-    ) -> Features:
+    def _compute(self, model: Any, device: torch.device, vision: Change | None, wanted: tuple[Reads, ...]) -> Features:
         pixels = _on(device, self._pixels(often=vision is not None))
         with torch.inference_mode():
             compute = partial(_tower(model).get_image_features, **pixels, return_dict=True)
-            features = Features.of(*compute_features(model, compute, vision, wanted))
+            if isinstance(vision, SmallerImages):
+                counts = vision_tokens(model, self.language["input_ids"]).sum(1).tolist()
+                features = Features.of(*compute_smaller_features(model, compute, vision, counts))
+            else:
+                features = Features.of(*compute_features(model, compute, vision, wanted))
         self._check_counts(model, features.count)
         return features
 
@@ -139,10 +151,13 @@ class Part:
             )
 
 
-def _asked(model: Any, reduction: Reduction | None) -> tuple[VisionReduction | None, tuple[Reads, ...]]:
-    """What a reduction does inside the tower, and what its entry rule reads of it."""
+def _asked(model: Any, reduction: Reduction | None) -> tuple[Change | None, tuple[Reads, ...]]:
+    """What a reduction does inside the tower, or in front of it, and what its entry rule reads of it."""
     if reduction is None:
         return None, ()
+    smaller = smaller_images(reduction)
+    if smaller is not None:
+        return smaller, ()
     vision = reduction.vision
     reduces = vision is not None and vision.keep_rates[-1] < 1.0
     return vision if reduces else None, views_wanted(model, reduction.entry_rule)

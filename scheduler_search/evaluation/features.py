@@ -1,7 +1,7 @@
 """Vision features: what of them is kept, how they are moved, and where those of each batch are.
 
-Knows: the forms in which the families give them, and that each reduction inside the tower has its own. Does not know:
-how they are computed (``batches``) or where memory is (``memory``).
+Knows: the forms in which the families give them, and that each reduction in the tower, or of images, has its own. Does
+not know: how they are computed (``batches``) or where memory is (``memory``).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from transformers.utils import ModelOutput
 from scheduler_search.evaluation.layout import Place
 from scheduler_search.evaluation.memory import HOST, Entry, Item, Memory
 from scheduler_search.rule import Reads
-from scheduler_search.runtime import TowerViews
+from scheduler_search.runtime import Beside, SmallerImages
 from scheduler_search.schedule.values import VisionReduction
 
 # A tensor, or tensors for each image, for each decoder layer that takes some, or for each image of each of these.
 Nested = Tensor | Sequence["Nested"]
+# What is done inside the tower, or to images in front of it, so that their features are others.
+Change = VisionReduction | SmallerImages
 _PIXELS = "pixels"
 _SHARE = 4  # at most a quarter of what memory there is: the vision tower is the cheapest to run again
 
@@ -34,10 +36,10 @@ class Features:
     """
 
     output: ModelOutput
-    views: TowerViews | None = None
+    views: Beside | None = None
 
     @classmethod
-    def of(cls, output: ModelOutput, views: TowerViews | None = None) -> Self:
+    def of(cls, output: ModelOutput, views: Beside | None = None) -> Self:
         """Of all that the vision tower gave."""
         names = (_main(output), "deepstack_features")
         return cls(type(output)(**{name: output[name] for name in names if output.get(name) is not None}), views)
@@ -84,13 +86,14 @@ class Pixels:
 class Shelf(Protocol):
     """The place of what the vision tower gave for one batch.
 
-    That is the features of the whole tower (None), and those of the last reduction inside it that was asked for.
+    That is the features of the whole tower (None), and those of the last reduction in it, or of images, that was asked
+    for.
     """
 
-    def get(self, vision: VisionReduction | None = None) -> Features | None:
+    def get(self, vision: Change | None = None) -> Features | None:
         """The features under a reduction, if they are here."""
 
-    def keep(self, features: Features, vision: VisionReduction | None = None) -> None:
+    def keep(self, features: Features, vision: Change | None = None) -> None:
         """Keep the features, in place of others under the same or another reduction, if memory allows."""
 
     def pixels(self) -> Pixels | None:
@@ -104,15 +107,15 @@ class OwnShelf:
     """Keeps everything on the host, whatever memory it takes."""
 
     def __init__(self) -> None:
-        self._features: dict[bool, tuple[VisionReduction | None, Features]] = {}
+        self._features: dict[bool, tuple[Change | None, Features]] = {}
         self._pixels: Pixels | None = None
 
-    def get(self, vision: VisionReduction | None = None) -> Features | None:
+    def get(self, vision: Change | None = None) -> Features | None:
         """The features, once they were kept."""
         found, features = self._features.get(vision is not None, (None, None))
         return features if found == vision else None
 
-    def keep(self, features: Features, vision: VisionReduction | None = None) -> None:
+    def keep(self, features: Features, vision: Change | None = None) -> None:
         """Keep the features."""
         self._features[vision is not None] = vision, features.to(HOST)
 
@@ -149,10 +152,10 @@ class _StoreShelf:
     _memory: Memory
     _place: Place
 
-    def get(self, vision: VisionReduction | None = None) -> Features | None:
+    def get(self, vision: Change | None = None) -> Features | None:
         return cast("Features | None", self._get(vision))
 
-    def keep(self, features: Features, vision: VisionReduction | None = None) -> None:
+    def keep(self, features: Features, vision: Change | None = None) -> None:
         for entry in self._memory.at(self._place, "features"):
             if entry.group != _PIXELS and (entry.group is None) == (vision is None):
                 self._memory.drop(entry)

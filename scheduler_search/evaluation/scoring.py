@@ -22,7 +22,7 @@ from scheduler_search.evaluation.measures import Outcome
 from scheduler_search.evaluation.metrics import Metric
 from scheduler_search.evaluation.models import LoadedModel
 from scheduler_search.evaluation.samples import Sample
-from scheduler_search.runtime import PrefixRun, ScheduleHandle, TowerViews, apply_prefix, apply_reduction
+from scheduler_search.runtime import Beside, PrefixRun, ScheduleHandle, apply_prefix, apply_reduction
 from scheduler_search.schedule.values import Reduction
 
 # Version of everything in this package that can change a score and has no version of its own.
@@ -30,7 +30,7 @@ SCORING_VERSION = 1
 REPEATS = 9
 
 Mode = Literal["prefill", "generate"]
-_Inputs = tuple[dict[str, Any], TowerViews | None]
+_Inputs = tuple[dict[str, Any], Beside | None]
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,11 @@ def prefill_milliseconds(
     the clock starts. One untimed round comes first.
 
     What is timed is decoder and lm head: vision features are ready, and so is what an entry rule reads of the tower.
-    Where any of the reductions acts inside the tower, it is tower, projector, decoder and lm head, for all of them.
+    Where any of the reductions acts inside the tower, or makes images smaller in front of it, it is tower, projector,
+    decoder and lm head, for all of them.
     """
     times: list[list[float]] = [[] for _ in reductions]
-    with_tower = any(reduction.vision is not None for reduction in reductions)
+    with_tower = any(reduction.vision is not None or reduction.image_rate < 1.0 for reduction in reductions)
     with torch.inference_mode():
         ready = [_ready(loaded, chunk, reduction, with_tower=with_tower) for reduction in reductions]
         for repeat in range(REPEATS + 1):

@@ -19,10 +19,12 @@ from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.prefix import Prefix, PrefixRun, same_rules
 from scheduler_search.runtime.question import QuestionEncoder, Questions, load_question_encoder
 from scheduler_search.runtime.report import LayerReport, Report, TowerLayerReport
+from scheduler_search.runtime.smaller_images import SmallerImages, compute_smaller_features, smaller_images
 from scheduler_search.runtime.tower import compute_features
-from scheduler_search.runtime.views import TowerViews
+from scheduler_search.runtime.views import Beside, TowerViews
 
 __all__ = [
+    "Beside",
     "LayerReport",
     "Plan",
     "Prefix",
@@ -31,6 +33,7 @@ __all__ = [
     "Questions",
     "Report",
     "ScheduleHandle",
+    "SmallerImages",
     "TowerLayerReport",
     "TowerViews",
     "apply_prefix",
@@ -39,12 +42,14 @@ __all__ = [
     "can_resume",
     "check_identity",
     "compute_features",
+    "compute_smaller_features",
     "execution_device",
     "identify",
     "load_question_encoder",
     "model_shape",
     "plan_of",
     "same_rules",
+    "smaller_images",
     "views_wanted",
     "vision_tokens",
 ]

@@ -15,7 +15,7 @@ import torch
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.runtime.prompts import Asked
 from scheduler_search.runtime.refusals import check_vision_mask
-from scheduler_search.runtime.views import TowerViews
+from scheduler_search.runtime.views import Beside
 
 
 class Saying(threading.local):
@@ -47,10 +47,11 @@ class Blocks:
             yield
 
     @contextlib.contextmanager
-    def tower_views(self, views: TowerViews | None) -> Iterator[None]:
+    def tower_views(self, views: Beside | None) -> Iterator[None]:
         """Give what the tower gave beside the features that this thread passes as ``mm_encoder_outputs``.
 
-        Only entry rules that read the tower, and reductions inside it, need it: see ``compute_features``.
+        Only entry rules that read the tower, and reductions inside it, need it (see ``compute_features``), and images
+        that were made smaller in front of it (see ``compute_smaller_features``).
         """
         with self._saying(views=views):
             yield

@@ -259,7 +259,7 @@ class ScheduleHandle(Blocks):
     def _arrival(self, prompt: Prompt, plan: Plan, device: torch.device) -> Arrival:
         """What the tower gave for the images of a prompt."""
         if self._images is not None:
-            return self._images.arrival(prompt, self._pass.asked.views, device)
+            return self._images.arrival(prompt, plan.before(0), self._pass.asked.views, device)
         assert self._tower is not None
         views = self._pass.asked.views if self._tower.views is None else self._tower.views
         reads = self._tower.plan.wanted if plan.chooses_at(0) else ()

@@ -17,7 +17,7 @@ import torch
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Grid, Prompt, Reducer
 from scheduler_search.runtime.families import Family
-from scheduler_search.runtime.views import TowerViews
+from scheduler_search.runtime.views import Beside
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Asked:
     vision: torch.Tensor | None = None
     generates: bool = False
     slots: int | None = None
-    views: TowerViews | None = None
+    views: Beside | None = None
     questions: tuple[str, ...] | None = None
 
 

@@ -12,12 +12,11 @@ sizes of the images and the lengths of the prompts alone, which the host knows.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,13 +25,12 @@ from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Grid, Prompt
 from scheduler_search.reducers.downsample import resampling, smaller_grid
 from scheduler_search.reducers.pooling import share_regions
-from scheduler_search.rule import Reads, Rule, shrinks_images
+from scheduler_search.rule import Rule, shrinks_images
 from scheduler_search.runtime.families import family_of
 from scheduler_search.runtime.families.tower import ScalableTower
 from scheduler_search.runtime.prompts import Asked, PromptReader
 from scheduler_search.runtime.refusals import check_not_compiling
-from scheduler_search.runtime.seen import Seen
-from scheduler_search.runtime.views import Arrival
+from scheduler_search.runtime.views import Arrival, LeftOfImages, other_images
 from scheduler_search.schedule.counts import keep_count
 from scheduler_search.schedule.values import Reduction
 
@@ -52,37 +50,6 @@ def smaller_images(reduction: Reduction) -> SmallerImages | None:
     if reduction.entry_rule is None or reduction.image_rate == 1.0:
         return None
     return SmallerImages(reduction.image_rate, reduction.entry_rule)
-
-
-@dataclass(frozen=True)
-class LeftOfImages:
-    """Which vision tokens of each sample the smaller images stand for, [N] bool each, on the host."""
-
-    kept: tuple[npt.NDArray[np.bool_], ...]
-    seen: Mapping[Reads, Seen] = field(default_factory=dict)
-
-    def to(self, _device: torch.device) -> LeftOfImages:
-        """Itself."""
-        return self
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the arrays."""
-        return sum(one.nbytes for one in self.kept)
-
-    def at(self, prompt: Prompt) -> npt.NDArray[np.bool_]:
-        """[B, S] the vision slots of a batch that are left; beam search has every sample several times.
-
-        Raises:
-            UnsupportedError: the images are not those of the prompts.
-        """
-        times = prompt.samples // len(self.kept) if self.kept else 0
-        rows = [one for one in self.kept for _ in range(times)]
-        if tuple(len(one) for one in rows) != prompt.vision_tokens:
-            raise _other_images(prompt.vision_tokens, f"features of {[len(one) for one in self.kept]}")
-        left = np.zeros_like(prompt.vision)
-        left[prompt.vision] = np.concatenate(rows) if rows else []
-        return left
 
 
 # -- pixels
@@ -180,24 +147,15 @@ def _by_sample(grids: Sequence[Grid], vision_tokens: Sequence[int]) -> list[list
             images.append(left.pop())
         found.append(images)
         if sum(grid.tokens for grid in images) != tokens:
-            raise _other_images(vision_tokens, f"images of {[grid.tokens for grid in grids]}")
+            raise other_images(vision_tokens, f"images of {[grid.tokens for grid in grids]}")
     if left:
-        raise _other_images(vision_tokens, f"images of {[grid.tokens for grid in grids]}")
+        raise other_images(vision_tokens, f"images of {[grid.tokens for grid in grids]}")
     return found
 
 
 def _starts(grids: Sequence[Grid]) -> list[int]:
     ends = np.cumsum([0, *(grid.tokens for grid in grids)])
     return [int(end) for end in ends[:-1]]
-
-
-def _other_images(vision_tokens: Sequence[int], actual: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"images that are made smaller must be all that stands in the prompts, {list(vision_tokens)} vision tokens",
-        actual=actual,
-        place="the vision tower",
-        remedy="pass the images as pixel_values, and no videos",
-    )
 
 
 # -- the hooks
@@ -258,10 +216,11 @@ class ImageHooks:
         self._local.expected = self._local.run = self._local.left = None
         self._local.whole = whole
 
-    def arrival(self, prompt: Prompt, given: object, device: torch.device) -> Arrival:
+    def arrival(self, prompt: Prompt, counts: tuple[int, ...], given: object, device: torch.device) -> Arrival:
         """What is left of the images of a prompt.
 
         Args:
+            counts: vision tokens of each sample that are to be left.
             given: what was left beside features that were computed before.
         """
         left = self._local.left or given
@@ -275,7 +234,7 @@ class ImageHooks:
                 place="handle.tower_views",
                 remedy="pass pixel_values, or what compute_smaller_features gives beside the features",
             )
-        return Arrival(None, torch.from_numpy(left.at(prompt)).to(device))
+        return Arrival(None, torch.from_numpy(left.at(prompt, counts)).to(device))
 
     def _enter(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

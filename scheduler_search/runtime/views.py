@@ -8,10 +8,11 @@ Shapes: K images, P patches of each, B samples, S0 slots of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from scheduler_search.errors import UnsupportedError
@@ -65,6 +66,61 @@ class TowerViews:
 
 
 @dataclass(frozen=True)
+class LeftOfImages:
+    """Which vision tokens of each sample the smaller images stand for, [N] bool each, on the host."""
+
+    kept: tuple[npt.NDArray[np.bool_], ...]
+    seen: Mapping[Reads, Seen] = field(default_factory=dict)
+
+    def to(self, _device: torch.device) -> LeftOfImages:
+        """Itself."""
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the arrays."""
+        return sum(one.nbytes for one in self.kept)
+
+    def at(self, prompt: Prompt, counts: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        """[B, S] the vision slots of a batch that are left; beam search has every sample several times.
+
+        Args:
+            counts: how many they must be.
+
+        Raises:
+            UnsupportedError: the images are not those of the prompts, or were made smaller under another reduction.
+        """
+        times = prompt.samples // len(self.kept) if self.kept else 0
+        rows = [one for one in self.kept for _ in range(times)]
+        if tuple(len(one) for one in rows) != prompt.vision_tokens:
+            raise other_images(prompt.vision_tokens, f"features of {[len(one) for one in self.kept]}")
+        if tuple(int(one.sum()) for one in rows) != counts:
+            raise UnsupportedError(
+                f"of images that are made smaller, {list(counts)} vision tokens must be left",
+                actual=[int(one.sum()) for one in self.kept],
+                place="handle.tower_views",
+                remedy="compute the features under this very reduction",
+            )
+        left = np.zeros_like(prompt.vision)
+        left[prompt.vision] = np.concatenate(rows)
+        return left
+
+
+def other_images(vision_tokens: Sequence[int], actual: str) -> UnsupportedError:
+    """The refusal of prompts, of so many vision tokens each, whose images are not those that are made smaller."""
+    return UnsupportedError(
+        f"images that are made smaller must be all that stands in the prompts, {list(vision_tokens)} vision tokens",
+        actual=actual,
+        place="the vision tower",
+        remedy="pass the images as pixel_values, and no videos",
+    )
+
+
+# What there is of the tower beside its features.
+Beside = TowerViews | LeftOfImages
+
+
+@dataclass(frozen=True)
 class Arrival:
     """What a rule at the entry reads of the tower, and what is left by it, at the slots of a layer's input.
 
@@ -105,13 +161,13 @@ def _rows_at(rows: AttentionRows, index: torch.Tensor, slots: int) -> AttentionR
     return AttentionRows(gather_tokens(rows.values, index, 2), place.clamp(min=0), weights)
 
 
-def given_views(views: TowerViews | None, wanted: Iterable[Reads], *, reduced: bool) -> TowerViews:
+def given_views(views: Beside | None, wanted: Iterable[Reads], *, reduced: bool) -> TowerViews:
     """What a prefill needs of the tower; UnsupportedError if it is not there.
 
     Args:
         reduced: whether there must be a reduction inside the tower.
     """
-    if views is None or not views.serves(wanted) or (views.kept is not None) != reduced:
+    if not isinstance(views, TowerViews) or not views.serves(wanted) or (views.kept is not None) != reduced:
         raise UnsupportedError(
             "vision features that were computed before must come with what the rules read of the tower",
             actual="features without it" if views is None else "what another reduction gave",
