@@ -31,6 +31,7 @@ def model_context(loaded: LoadedModel, prompt: Prompt) -> dict[str, object]:
         "attention": attention_name(loaded),
         "device": device_kind(loaded.device),
         **map_context(loaded),
+        **encoder_context(loaded),
     }
 
 
@@ -45,6 +46,11 @@ def map_context(loaded: LoadedModel) -> dict[str, object]:
     kinds = {module: device_kind(device) for module, device in placement.modules}
     one = len(set(kinds.values())) == 1
     return {"device_map": [placement.name, device_kind(loaded.device) if one else kinds]}
+
+
+def encoder_context(loaded: LoadedModel) -> dict[str, object]:
+    """Weights and tokenizer of the text encoder; nothing where there is none."""
+    return {} if loaded.encoder is None else {"text_encoder": [loaded.encoder.weights, loaded.encoder.files]}
 
 
 def software_context(threads: int) -> dict[str, object]:

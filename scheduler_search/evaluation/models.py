@@ -1,61 +1,32 @@
-"""Loading the model and the processor of a study, and the digests of what was loaded.
+"""Loading the model and the processor of a study, and the text encoder beside it.
 
-Knows: where a model comes from (the testbed, a local directory, the hub), how it is loaded, and how the library's many
-errors become one line. Does not know: data, prompts, reductions.
+Knows: how they are loaded, from where ``checkpoints`` finds them, and onto which device. Does not know: data, prompts,
+reductions.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import constants as hub
-from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
-from transformers.utils import logging as transformers_logging
 
 from scheduler_search.errors import ModelError, UnsupportedError
+from scheduler_search.evaluation.checkpoints import (
+    Checkpoint,
+    digests,
+    find_checkpoint,
+    loading_error,
+    quiet_library,
+)
+from scheduler_search.evaluation.encoders import LoadedEncoder, load_encoder
 from scheduler_search.evaluation.placement import Placement, check_maps_are_served, placement_of
-from scheduler_search.schedule.canonical import digest_of
+from scheduler_search.runtime.question import LOADING_ERRORS, QuestionEncoder
 
 if TYPE_CHECKING:
     from scheduler_search.study.sections import ModelSection
-
-TESTBED = "testbed:"
-# What from_pretrained raises for a directory, a repository or a file that it cannot use.
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
-_HUB_TIMEOUT_SECONDS = 10.0
-_PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Where a model is loaded from.
-
-    Args:
-        source: what from_pretrained is given: a directory or a hub id.
-        id: hub id, or the name of the local directory, never its path.
-        revision: of the hub; None for a directory.
-        offline: whether only files that are already on this machine may be used.
-    """
-
-    source: str
-    id: str
-    revision: str | None
-    offline: bool = True
-
-    @property
-    def directory(self) -> Path | None:
-        """The local directory; None for a model of the hub."""
-        return None if self.revision is not None else Path(self.source)
 
 
 @dataclass(frozen=True)
@@ -67,6 +38,7 @@ class LoadedModel:
         files: digest of configuration, tokenizer and processor files, or the resolved commit.
         revision: the resolved commit; None for a directory.
         device: where its inputs go, and all of it is unless there is a ``placement``.
+        encoder: of questions, where the study names one.
     """
 
     model: Any
@@ -77,65 +49,17 @@ class LoadedModel:
     files: str
     revision: str | None
     placement: Placement | None = None
+    encoder: LoadedEncoder | None = None
+
+    @property
+    def question_encoder(self) -> QuestionEncoder | None:
+        """The encoder alone."""
+        return None if self.encoder is None else self.encoder.encoder
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """All devices that it runs on."""
         return (self.device,) if self.placement is None else self.placement.devices
-
-
-def find_checkpoint(section: ModelSection) -> Checkpoint:
-    """Where the model of the study is.
-
-    Raises:
-        ModelError: an unknown testbed model, or a directory that is not there or holds no model.
-    """
-    if section.id.startswith(TESTBED):
-        return _testbed_checkpoint(section.id.removeprefix(TESTBED))
-    directory = Path(section.id).expanduser()
-    if directory.is_dir():
-        _check_directory(directory)
-        return Checkpoint(str(directory), directory.resolve().name, None)
-    if section.id[0] in "./~":
-        raise ModelError(
-            "the directory of the model must exist", actual=str(directory), remedy="check [model] id in the study file"
-        )
-    return Checkpoint(section.id, section.id, section.revision, offline=not _hub_answers())
-
-
-def _hub_answers() -> bool:
-    """Whether the hub can be reached; asked once, because the library itself retries every file for half a minute."""
-    if hub.HF_HUB_OFFLINE:
-        return False
-    request = urllib.request.Request(hub.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_SECONDS).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _testbed_checkpoint(name: str) -> Checkpoint:
-    from scheduler_search import testbed
-
-    if name != testbed.MODEL_NAME:
-        remedy = f"the testbed has {TESTBED}{testbed.MODEL_NAME}"
-        raise ModelError("a testbed model must be a known one", actual=repr(name), remedy=remedy)
-    _check_directory(testbed.checkpoint())
-    return Checkpoint(str(testbed.checkpoint()), name, None)
-
-
-def _check_directory(directory: Path) -> None:
-    if not (directory / "config.json").is_file():
-        raise ModelError("the directory of a model must hold a config.json", place=str(directory))
-    if not any(directory.glob("*.safetensors")):
-        raise ModelError(
-            "the weights of a model must be safetensors files",
-            place=str(directory),
-            remedy="save the model with save_pretrained",
-        )
 
 
 def load_model(section: ModelSection) -> LoadedModel:
@@ -148,13 +72,14 @@ def load_model(section: ModelSection) -> LoadedModel:
         ModelError: the model or its processor cannot be loaded.
         UnsupportedError: the model cannot be given vision features that were computed before.
     """
-    checkpoint = find_checkpoint(section)
+    checkpoint = find_checkpoint(section.id, section.revision)
     if section.device_map is not None:
         check_maps_are_served(checkpoint.id)
     device = _device(section.device)
-    with _quiet_library():
+    with quiet_library():
         processor = _load_processor(section, checkpoint)
         model = _load_weights(section, checkpoint, _dtype(section.dtype, device))
+        encoder = load_encoder(section, _dtype(section.dtype, device))
     _check_serves_stored_features(model, checkpoint.id)
     model.generation_config = _greedy(model.generation_config, processor.tokenizer.pad_token_id)
     model.eval().requires_grad_(False)
@@ -164,9 +89,11 @@ def load_model(section: ModelSection) -> LoadedModel:
     else:
         placement = placement_of(model, section.device_map, checkpoint.id)
         device = placement.main
+    if encoder is not None:
+        _move(encoder.encoder, device, encoder.id)
     revision = getattr(model.config, "_commit_hash", None) if checkpoint.directory is None else None
-    weights, files = _digests(checkpoint, revision)
-    return LoadedModel(model, processor, checkpoint, device, weights, files, revision, placement)
+    weights, files = digests(checkpoint, revision)
+    return LoadedModel(model, processor, checkpoint, device, weights, files, revision, placement, encoder)
 
 
 def _move(model: Any, device: torch.device, place: str) -> None:
@@ -194,8 +121,8 @@ def _load_processor(section: ModelSection, checkpoint: Checkpoint) -> Any:
             local_files_only=checkpoint.offline,
             trust_remote_code=section.trust_remote_code,
         )
-    except _LOADING_ERRORS as error:
-        raise _loading_error("the processor of the model must load", error, checkpoint) from error
+    except LOADING_ERRORS as error:
+        raise loading_error("the processor of the model must load", error, checkpoint) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise ModelError(
             "the processor must take images and text", actual=type(processor).__name__, place=checkpoint.id
@@ -224,8 +151,8 @@ def _load_weights(section: ModelSection, checkpoint: Checkpoint, dtype: torch.dt
         )
     except torch.OutOfMemoryError as error:
         raise _no_room(error, checkpoint.id) from None
-    except _LOADING_ERRORS as error:
-        raise _loading_error("the model must load", error, checkpoint) from error
+    except LOADING_ERRORS as error:
+        raise loading_error("the model must load", error, checkpoint) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -234,14 +161,6 @@ def _load_weights(section: ModelSection, checkpoint: Checkpoint, dtype: torch.dt
             place=checkpoint.id,
         )
     return model
-
-
-def _loading_error(rule: str, error: Exception, checkpoint: Checkpoint) -> ModelError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    remedy = "check the directory: it must be one that save_pretrained wrote"
-    if checkpoint.directory is None:
-        remedy = "check [model] id and revision, and the network; or give a local directory"
-    return ModelError(rule, actual=reason[:200], place=checkpoint.id, remedy=remedy)
 
 
 def _check_serves_stored_features(model: Any, place: str) -> None:
@@ -283,38 +202,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
         return torch.float32 if device.type == "cpu" else "auto"
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-def _digests(checkpoint: Checkpoint, revision: str | None) -> tuple[str, str]:
-    directory = checkpoint.directory
-    if directory is not None:
-        weights, files = _files_digest(directory, ("*.safetensors",)), _files_digest(directory, _PROCESSOR_FILES)
-        return weights, files
-    if revision is None:
-        raise ModelError("the commit of a hub model must be known", place=checkpoint.id)
-    return revision, revision
-
-
-def _files_digest(directory: Path, patterns: tuple[str, ...]) -> str:
-    """``sha256:`` over names and contents of the files that match."""
-    paths = sorted(path for pattern in patterns for path in directory.glob(pattern))
-    return digest_of([[path.name, _file_digest(path)] for path in paths])
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _quiet_library() -> Iterator[None]:
-    """No progress bars or warnings of the library meanwhile: what matters is raised, and the terminal is ours."""
-    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -37,10 +37,14 @@ class QuestionEncoder:
         clip: a ``CLIPModel``.
         tokenizer: its own; it is made to pad on the right.
         name: what errors call it.
+
+    Attributes:
+        commit: of the hub, where it was loaded from there.
     """
 
     def __init__(self, clip: Any, tokenizer: Any, name: str = "CLIP") -> None:
         self.name, self._vision = name, clip.config.vision_config
+        self.commit: str | None = getattr(clip.config, "_commit_hash", None)
         self._context = int(clip.config.text_config.max_position_embeddings)
         self._text, self._text_projection = clip.text_model, clip.text_projection
         self._norm, self._visual_projection = clip.vision_model.post_layernorm, clip.visual_projection
