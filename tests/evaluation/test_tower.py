@@ -22,6 +22,7 @@ from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.values import ChunkTask
 from tests.evaluation.conftest import LAYERS
 from tests.evaluation.test_prefixes import assert_same, recorded, results  # noqa: F401  # a fixture
+from tests.runtime.tiny import quick_first
 
 Make = Callable[..., StudyDefinition]
 CPU = torch.device("cpu")
@@ -66,7 +67,7 @@ def counted(model: Any) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize("applied", [ENTRY, KEYS, TOWER, BOTH], ids=["class", "keys", "tower", "both"])
+@pytest.mark.parametrize("applied", quick_first([BOTH, KEYS, ENTRY, TOWER]))
 @torch.inference_mode()
 def test_stored_features_give_the_same_bits(loaded: LoadedModel, batch: Any, applied: Reduction) -> None:
     model, part = loaded.model, Part(batch)
@@ -127,7 +128,7 @@ def test_features_of_a_tower_are_its_reductions_own(loaded: LoadedModel, batch: 
     assert len(made) == 1
 
 
-@pytest.mark.parametrize("applied", [ENTRY, TOWER, BOTH], ids=["entry", "tower", "both"])
+@pytest.mark.parametrize("applied", quick_first([BOTH, ENTRY, TOWER]))
 def test_a_run_from_a_prefix_asks_nothing_of_the_tower(loaded: LoadedModel, batch: Any, applied: Reduction) -> None:
     part, decoding = Part(batch), scoring.Decoding("prefill", 1)
     part.arguments(loaded.model, CPU)
