@@ -24,6 +24,8 @@ from scheduler_search.evaluation.samples import Sample
 from scheduler_search.rule import Reads
 from scheduler_search.runtime import (
     Beside,
+    QuestionEncoder,
+    Questions,
     SmallerImages,
     compute_features,
     compute_smaller_features,
@@ -66,6 +68,7 @@ class Part:
         shelf: where the features are; by default they are kept on the host, whatever memory they take.
         again: makes the batch once more, for features that could not be kept; None where pixels must be held.
         wanted: what rules of later runs read of the tower, so that it need not run for that alone.
+        questions: of its samples, for rules that compare patches with them.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Part:
         shelf: Shelf | None = None,
         again: Callable[[], Batch] | None = None,
         wanted: tuple[Reads, ...] = (),
+        questions: Questions | None = None,
     ) -> None:
         self.language = batch.language
         self.rows = tuple(range(len(batch.input_ids)) if rows is None else rows)
@@ -83,6 +87,12 @@ class Part:
         self._shelf = OwnShelf() if shelf is None else shelf
         self._again = again
         self._wanted = wanted
+        self._questions = questions
+
+    @property
+    def questions(self) -> tuple[str, ...] | None:
+        """What is asked about its samples, for passes over whole arguments; None where no rule reads it."""
+        return None if self._questions is None else self._questions.texts
 
     def arguments(self, model: Any, device: torch.device) -> dict[str, Any]:
         """Arguments of the model's forward or generate, on ``device``, with the stored features for its pixels."""
@@ -119,7 +129,7 @@ class Part:
                 counts = vision_tokens(model, self.language["input_ids"]).sum(1).tolist()
                 features = Features.of(*compute_smaller_features(model, compute, vision, counts))
             else:
-                features = Features.of(*compute_features(model, compute, vision, wanted))
+                features = Features.of(*compute_features(model, compute, vision, wanted, self._questions))
         self._check_counts(model, features.count)
         return features
 
@@ -174,12 +184,14 @@ def make_parts(
     model: Any,
     shelf: Callable[[int], Shelf] | None = None,
     wanted: tuple[Reads, ...] = (),
+    encoder: QuestionEncoder | None = None,
 ) -> tuple[Part, ...]:
     """The samples of a chunk as one batch, or as several where their lengths differ much (``layout``).
 
     Args:
         shelf: where the features of a part are, by its index; see ``Part``.
         wanted: see ``Part``.
+        encoder: of their questions, where rules read these.
     """
     whole = make_batch(samples, prompt, model)
     found = []
@@ -187,7 +199,10 @@ def make_parts(
     for index, rows in enumerate(layout):
         again = partial(make_batch, [samples[row] for row in rows], prompt, model)
         batch = whole if len(layout) == 1 else again()
-        found.append(Part(batch, rows, shelf=None if shelf is None else shelf(index), again=again, wanted=wanted))
+        own = None if shelf is None else shelf(index)
+        texts = tuple(samples[row].question for row in rows)
+        questions = None if encoder is None else Questions(encoder, texts)
+        found.append(Part(batch, rows, shelf=own, again=again, wanted=wanted, questions=questions))
     return tuple(found)
 
 

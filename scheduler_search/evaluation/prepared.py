@@ -148,7 +148,8 @@ def _chunks(
 
     def build(index: int) -> Chunk:
         part_shelf = None if shelf is None else lambda part: shelf((name, index, part))
-        chunk = make_parts(samples[index * size : (index + 1) * size], prompt, loaded.model, part_shelf, wanted)
+        own = samples[index * size : (index + 1) * size]
+        chunk = make_parts(own, prompt, loaded.model, part_shelf, wanted, loaded.question_encoder)
         if known is not None:
             known.check_counts(index, _token_counts(chunk, loaded))
         return chunk

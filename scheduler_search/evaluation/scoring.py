@@ -30,7 +30,8 @@ SCORING_VERSION = 1
 REPEATS = 9
 
 Mode = Literal["prefill", "generate"]
-_Inputs = tuple[dict[str, Any], Beside | None]
+# Arguments of a pass, what rules read of the tower, and the questions, for rules that read these.
+_Inputs = tuple[dict[str, Any], Beside | None, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,11 @@ def run(
     passes_over = prefix is not None and prefix.start is not None  # what the tower gave is in the prefix
     with torch.inference_mode():
         arguments, views = part.inputs(model, loaded.device, None if passes_over else reduction)
-        applied = apply_reduction(model, reduction) if prefix is None else apply_prefix(model, prefix)
+        encoder = loaded.question_encoder
+        if prefix is None:
+            applied = apply_reduction(model, reduction, question_encoder=encoder)
+        else:
+            applied = apply_prefix(model, prefix, question_encoder=encoder)
         with applied as handle, handle.tower_views(views):
             if decoding.mode == "prefill":
                 logits = first_logits(model, arguments)
@@ -144,9 +149,9 @@ def prefill_milliseconds(
     The reductions take turns, so that whatever else the machine does meets all of them alike. Hooks are in place before
     the clock starts. One untimed round comes first.
 
-    What is timed is decoder and lm head: vision features are ready, and so is what an entry rule reads of the tower.
-    Where any of the reductions acts inside the tower, or makes images smaller in front of it, it is tower, projector,
-    decoder and lm head, for all of them.
+    What is timed is decoder and lm head: vision features are ready, and so is what an entry rule reads of the tower
+    and of the question. Where any of the reductions acts inside the tower, or makes images smaller in front of it, it
+    is tower, text encoder, projector, decoder and lm head, for all of them.
     """
     times: list[list[float]] = [[] for _ in reductions]
     with_tower = any(reduction.vision is not None or reduction.image_rate < 1.0 for reduction in reductions)
@@ -154,7 +159,7 @@ def prefill_milliseconds(
         ready = [_ready(loaded, chunk, reduction, with_tower=with_tower) for reduction in reductions]
         for repeat in range(REPEATS + 1):
             for reduction, inputs, record in zip(reductions, ready, times, strict=True):
-                with apply_reduction(loaded.model, reduction) as handle:
+                with apply_reduction(loaded.model, reduction, question_encoder=loaded.question_encoder) as handle:
                     seconds = _time(loaded, handle, inputs)
                 if repeat > 0:
                     record.append(seconds * 1000)
@@ -162,17 +167,17 @@ def prefill_milliseconds(
 
 
 def _ready(loaded: LoadedModel, chunk: Sequence[Part], reduction: Reduction, *, with_tower: bool) -> list[_Inputs]:
-    """The arguments of each part, with pixels or with features, and what rules read of the tower."""
+    """The arguments of each part, with pixels or with features, and what rules read beside them."""
     if with_tower:
-        return [(part.whole_arguments(loaded.device), None) for part in chunk]
-    return [part.inputs(loaded.model, loaded.device, reduction) for part in chunk]
+        return [(part.whole_arguments(loaded.device), None, part.questions) for part in chunk]
+    return [(*part.inputs(loaded.model, loaded.device, reduction), None) for part in chunk]
 
 
 def _time(loaded: LoadedModel, handle: ScheduleHandle, inputs: Sequence[_Inputs]) -> float:
     _synchronise(loaded.devices)
     start = time.perf_counter()
-    for arguments, views in inputs:
-        with handle.tower_views(views):
+    for arguments, views, questions in inputs:
+        with handle.tower_views(views), handle.questions(questions):
             loaded.model(**arguments, logits_to_keep=1, use_cache=True)
     _synchronise(loaded.devices)
     return time.perf_counter() - start
