@@ -19,7 +19,8 @@ def check_rule(loaded: LoadedModel, definition: StudyDefinition) -> None:
     """
     shape = model_shape(loaded.model.config)
     tower_layers = definition.tower_layers(shape)
-    apply_reduction(loaded.model, _everywhere(definition, tower_layers, shape.decoder.layers)).remove()
+    everywhere = _everywhere(definition, tower_layers, shape.decoder.layers)
+    apply_reduction(loaded.model, everywhere, question_encoder=loaded.question_encoder).remove()
 
 
 def _everywhere(definition: StudyDefinition, tower_layers: int, layers: int) -> Reduction:
