@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 _WIDTH = 32
 
@@ -33,12 +34,15 @@ def interval(mean: float, low: float, high: float) -> str:
 
 
 def plain_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> Table:
-    """A table whose first ``texts`` columns are text and whose other columns are figures; nothing is cut off."""
+    """A table whose first ``texts`` columns are text and whose other columns are figures.
+
+    Nothing is cut off, and nothing is taken for markup.
+    """
     table = Table(title=title, title_justify="left")
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index < texts else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

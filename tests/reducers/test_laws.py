@@ -33,7 +33,7 @@ EVERY = [
 
 def every_rule(law: Callable[[Declaration, Place, int], None]) -> Callable[..., None]:
     """A law for all rules. Seeds are not shrunk: what they stand for is small, and is printed."""
-    few = settings(max_examples=15, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+    few = settings(max_examples=12, phases=(Phase.explicit, Phase.reuse, Phase.generate))
     return pytest.mark.parametrize(("declaration", "place"), EVERY)(few(given(seed=st.integers(0, 1 << 32))(law)))
 
 
