@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from scheduler_search.reducers import Grid, reduce_tokens
-from scheduler_search.reducers.downsample import sample_bilinear, sample_nearest
+from scheduler_search.reducers.downsample import resampling, sample_bilinear, sample_nearest, smaller_grid
 from scheduler_search.reducers.load import load_reducer
 from scheduler_search.reducers.pooling import pool_grid
 from scheduler_search.rule import make_rule
@@ -51,3 +53,49 @@ def test_an_odd_region_is_its_middle_patch():
     tokens = tokens_of([(Grid(3, 3), Grid(3, 3))], [2])
     patches = tokens.hidden[0, 2:-2]
     torch.testing.assert_close(reduced(tokens, "bilinear"), patches[[4, 13]], atol=1e-6, rtol=0)
+
+
+@given(GRIDS, st.data())
+def test_the_smaller_grid_has_the_aspect_and_enough_tokens(grid, data):
+    count = data.draw(st.integers(1, grid.tokens))
+    small = smaller_grid(grid, count)
+    assert count <= small.tokens <= grid.tokens
+    assert small.height <= grid.height
+    assert small.width <= grid.width
+    along, across = (small.width, small.height) if grid.width >= grid.height else (small.height, small.width)
+    long, short = max(grid.height, grid.width), min(grid.height, grid.width)
+    assert abs(across - along * short / long) <= 0.5 or across == 1
+    assert (along - 1) * max(math.floor((along - 1) * short / long + 0.5), 1) < count  # one step less is too few
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_whole_kernels_have_a_grid_of_their_own(kernel):
+    grid = Grid(3 * kernel, 4 * kernel)
+    assert smaller_grid(grid, 12) == Grid(3, 4)
+    found = resampling(Grid(3, 4), grid, 12, make_rule("downsample"))
+    assert found.cells[:, 0].tolist() == list(range(12))
+    assert np.array_equal(found.weights, np.eye(4)[:1].repeat(12, axis=0))
+    assert np.array_equal(found.slots, np.unique(pool_grid(grid, 12).target))
+
+
+@given(GRIDS, st.data(), st.sampled_from(["bilinear", "nearest"]))
+def test_a_resampled_grid_is_the_down_sampled_one_at_slots_below(grid, data, interpolation):
+    count = data.draw(st.integers(0, grid.tokens))
+    small = smaller_grid(grid, max(count, 1))
+    rule = make_rule("downsample", {"interpolation": interpolation})
+    found = resampling(small, grid, count, rule)
+    assert len(np.unique(found.slots)) == len(found.slots) == count
+    assert np.array_equal(found.slots, np.sort(found.slots))
+    if not count:
+        return
+    tokens = tokens_of([(small,)], [count])
+    patches = tokens.hidden[0, 2:-2]
+    resampled = (patches[found.cells] * torch.from_numpy(found.weights)[..., None].to(patches.dtype)).sum(1)
+    expected = reduced(tokens, interpolation)
+    distances = torch.cdist(resampled.double(), expected.double())
+    assert distances.min(1).values.max() < 1e-5  # in the order of the slots below, which may be another
+    assert distances.min(0).values.max() < 1e-5
+    row, column = np.divmod(found.slots, grid.width)
+    own_row, own_column = np.divmod(found.cells[:, 0], small.width)
+    assert np.all(abs(row + 0.5 - (own_row + 0.5) * grid.height / small.height) <= grid.height / small.height + 1)
+    assert np.all(abs(column + 0.5 - (own_column + 0.5) * grid.width / small.width) <= grid.width / small.width + 1)
