@@ -89,6 +89,8 @@ class LocalExecutor:
         }
         if loaded.placement is not None:
             environment["device_map"] = loaded.placement.name
+        if loaded.encoder is not None:
+            environment["text_encoder"] = loaded.encoder.id
         identity = identify(loaded.model, id=loaded.checkpoint.id, revision=loaded.revision)
         return ModelDescription(identity, model_shape(loaded.model.config), tuple(environment.items()))
 
