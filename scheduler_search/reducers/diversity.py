@@ -64,7 +64,11 @@ def relevant_and_diverse(tokens: Tokens, rule: Rule) -> torch.Tensor:
 
 
 def _relevance(tokens: Tokens, groups: Groups) -> torch.Tensor:
-    """r [G, S]: the mean cosine to the tokens of the question, brought to 0..1; 1 where all are as relevant."""
+    """r [G, S]: the mean cosine to the tokens of the question, brought to 0..1; 1 where all are as relevant.
+
+    Of the decoder's embeddings of the question and projected patches, or, with ``text_features = "clip"``, of both in
+    CLIP's space. The diversity is that of projected patches either way.
+    """
     text = question(tokens)
     relevance = groups.spread(mean_over(cosine(text.values, compared(tokens)), text.real))
     brought = min_max(relevance, groups.member)

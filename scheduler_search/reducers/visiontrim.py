@@ -3,7 +3,8 @@
 Of n promised tokens, a share R are complement tokens, the other K = n - R are dominant. The dominant ones (DVTS) score
 highest in eq. 6: at the entry, the class attention is the global score (eq. 1-3); in the decoder, it is the attention
 that text pays to them by their hidden states (eq. 13). The complement ones (TGVC, eq. 7-12) are, of the rest, those
-that the text asks for most; each of the others is added to one of them.
+that the text asks for most; each of the others is added to one of them. The text is the decoder's hidden states of the
+question, or, at the entry with ``text_features = "clip"``, what CLIP makes of it (``text``).
 
 Read so that the equations say something:
 

@@ -77,10 +77,10 @@ class QuestionEncoder:
 
     @torch.no_grad()
     def project(self, states: torch.Tensor) -> torch.Tensor:
-        """[K, S, E] in the same space: the last hidden states [K, S, D] of the vision tower."""
+        """[K, S, E] in the same space, on their device: the last hidden states [K, S, D] of the vision tower."""
         weight = self._visual_projection.weight
         found: torch.Tensor = self._visual_projection(self._norm(states.to(weight.device, weight.dtype)))
-        return found
+        return found.to(states.device)
 
     def check_tower(self, tower: Tower) -> None:
         """UnsupportedError for a vision tower that is not the one of this CLIP model, as far as its shape tells."""
