@@ -48,6 +48,18 @@ def test_what_a_reduction_inside_the_tower_saves_counts_too(
     assert found <= mean_prefill_flops(SHAPE, rates, vision, text)
 
 
+def test_smaller_images_cost_in_front_of_the_decoder_what_their_tokens_cost() -> None:
+    """Half of 9 tokens are 5: tower and projector see those alone, the decoder what its own rates say."""
+    rates = (0.5, 0.25, *(0.25,) * (LAYERS - 2))
+    saved = SHAPE.vision_flops(9) - SHAPE.vision_flops(5)
+    whole = prefill_flops(SHAPE, rates, 9, 4)
+    assert prefill_flops(SHAPE, rates, 9, 4, image_rate=0.5) == whole - saved
+    assert mean_prefill_flops(SHAPE, rates, [9, 9], [4, 4], image_rate=0.5) == pytest.approx(whole - saved)
+    assert mean_prefill_flops(SHAPE, rates, [9, 0], [4, 4], image_rate=1.0) == mean_prefill_flops(
+        SHAPE, rates, [9, 0], [4, 4]
+    )
+
+
 @given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 200))
 def test_more_tokens_never_cost_less(one: float, other: float, vision_tokens: int) -> None:
     low, high = sorted((one, other))

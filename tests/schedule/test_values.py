@@ -60,6 +60,13 @@ def test_rules_must_exist_and_be_complete() -> None:
         Reduction((1.0,), replace(RANK, parameters=RANK.parameters[1:]))
 
 
+def test_images_are_made_smaller_to_the_first_rate() -> None:
+    for level, rate in (("image", 0.5), ("grid", 1.0)):
+        entry = make_rule("downsample", {"level": level})
+        assert Reduction((0.5, 0.25), RANK, entry_rule=entry).image_rate == rate
+    assert Reduction((1.0, 0.25), RANK).image_rate == 1.0
+
+
 def test_entry_rule_executes_the_first_rate() -> None:
     assert Reduction((0.5, 0.25), RANK, entry_rule=POOLING).counts(10) == (5, 3)
     assert Reduction((1.0, 0.25), RANK, entry_rule=POOLING).counts(10) == (10, 3)

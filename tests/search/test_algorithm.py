@@ -84,6 +84,17 @@ def test_a_rule_at_the_entry_is_one_stage_without_refinement() -> None:
     assert (algorithm.places, algorithm.stages, algorithm.tower) == (("entry",), 1, None)
 
 
+def test_what_smaller_images_save_is_in_the_cost() -> None:
+    algorithm = algorithm_for(_definition({}, name="downsample", level="image"), 12, TINY, SPLIT)
+    stage = algorithm.next_stage([])
+    assert stage is not None
+    found = next(one for one in stage.candidates if one.value == 0.5)
+    assert found.keep_rates == (0.5,) * 12
+    vision, text = SPLIT.vision_tokens, SPLIT.text_tokens
+    cost = mean_prefill_flops(TINY, found.keep_rates, vision, text, image_rate=0.5)
+    assert found.flops == cost < mean_prefill_flops(TINY, found.keep_rates, vision, text)
+
+
 def test_what_a_tower_saves_is_in_the_cost(tower_rule: str) -> None:
     algorithm = algorithm_for(_definition({}, name=tower_rule, at="vision"), 12, TINY, SPLIT)
     assert isinstance(algorithm, GSearch)

@@ -116,6 +116,15 @@ def test_what_a_study_saves_in_the_tower_its_baselines_save_in_the_decoder(tower
             assert one.reduction.entry_rule == one.reduction.rule == make_rule("random", {"seed": 7})
 
 
+def test_what_a_study_saves_by_smaller_images_its_baselines_save_in_the_decoder() -> None:
+    searched = Reduction((0.5,) * 32, RULE, make_rule("downsample", {"level": "image"}))
+    target = mean_prefill_flops(LLAVA_7B, searched.keep_rates, VISION, TEXT, image_rate=0.5)
+    assert target < mean_prefill_flops(LLAVA_7B, searched.keep_rates, VISION, TEXT)
+    for one in baselines(searched, LLAVA_7B, VISION, TEXT, 3, 7):
+        assert one.flops_ratio == mean_prefill_flops(LLAVA_7B, one.reduction.keep_rates, VISION, TEXT) / target
+        assert one.reduction.image_rate == 1.0
+
+
 def test_a_study_that_reduces_in_the_tower_alone_has_baselines(tower_rule: str) -> None:
     tower = VisionReduction((1.0,) * 23 + (0.9,), make_rule(tower_rule))
     assert len(baselines(Reduction((0.9,) * 32, RULE, None, tower), LLAVA_7B, VISION, TEXT, 3, 0)) == len(NAMES)
