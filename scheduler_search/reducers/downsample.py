@@ -11,18 +11,14 @@ features to the promised number (``resampling``); each token then has the slot o
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from scheduler_search.reducers.pooling import Cut, IntArray, Regions, centre_of, correlation_of, flow, rectangles
 from scheduler_search.reducers.tokens import Grid, Tokens
 from scheduler_search.rule import Rule
-
-FloatArray = npt.NDArray[np.float64]
 
 
 def beside_the_centre(tokens: Tokens, rule: Rule) -> torch.Tensor:
@@ -61,12 +57,11 @@ class Resampling:
     """How the features of a small grid become n tokens of a large one, in the order of their slots.
 
     Args:
-        cells: [n, 4] cells of the small grid whose weighted mean a token is; ``weights`` [n, 4], 0 where it has fewer.
+        cells: [n, 4] cells of the small grid whose mean a token is; fewer are there twice, or four times.
         slots: [n] the token of the large grid in whose place it stands, increasing.
     """
 
     cells: IntArray
-    weights: FloatArray
     slots: IntArray
 
 
@@ -85,32 +80,28 @@ def resampling(small: Grid, large: Grid, count: int, rule: Rule) -> Resampling:
         small: no side longer than that of ``large``.
         count: at most the tokens of ``small``.
     """
-    nearest = rule.text("interpolation") == "nearest"
-    found = []
-    for rows, columns in rectangles(small, count) if count else ():
-        slot = centre_of(large, _below(rows, small.height, large.height), _below(columns, small.width, large.width))
-        middle = itertools.product(_range(_middle(rows)), _range(_middle(columns)))
-        cells = [centre_of(small, rows, columns)] if nearest else [row * small.width + column for row, column in middle]
-        found.append((slot, [*cells, *cells[:1] * (4 - len(cells))], [1.0 / len(cells)] * len(cells)))
-    found.sort()
-    weights = np.zeros((len(found), 4))
-    for token, (_, _, shares) in enumerate(found):
-        weights[token, : len(shares)] = shares
-    cells_of = np.array([cells for _, cells, _ in found], dtype=np.int64).reshape(-1, 4)
-    return Resampling(cells_of, weights, np.array([slot for slot, _, _ in found], dtype=np.int64))
+    sides = [(*_ends(rows), *_ends(columns)) for rows, columns in rectangles(small, count)] if count else []
+    top, bottom, left, right = np.array(sides, dtype=np.int64).reshape(-1, 4).T
+    row = _centre(top * large.height // small.height, bottom * large.height // small.height)
+    slots = row * large.width + _centre(left * large.width // small.width, right * large.width // small.width)
+    up, first = _centre(top, bottom), _centre(left, right)
+    down, last = (up, first) if rule.text("interpolation") == "nearest" else ((top + bottom) // 2, (left + right) // 2)
+    cells = np.stack([row * small.width + column for row in (up, down) for column in (first, last)], axis=1)
+    order = np.argsort(slots)
+    return Resampling(cells[order], slots[order])
 
 
 def _cut(rule: Rule) -> Cut:
     return sample_nearest if rule.text("interpolation") == "nearest" else sample_bilinear
 
 
-def _below(side: slice, small: int, large: int) -> slice:
-    """The rows, or columns, of the large grid that lie below those of the small one."""
-    return slice(side.start * large // small, side.stop * large // small)
+def _ends(side: slice) -> tuple[int, int]:
+    return side.start, side.stop
 
 
-def _range(side: slice) -> range:
-    return range(side.start, side.stop)
+def _centre(start: IntArray, stop: IntArray) -> IntArray:
+    """The row or column at the middle of each side, the first of two."""
+    return (start + stop - 1) // 2
 
 
 def _middle(side: slice) -> slice:

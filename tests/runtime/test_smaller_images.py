@@ -183,8 +183,8 @@ def test_generation_is_that_of_the_masked_model(name: str) -> None:
     assert beams.shape[1] == inputs["input_ids"].shape[1] + 3
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize("interpolation", ["bilinear", "nearest"])
+@pytest.mark.parametrize("rate", quick_first([0.3, 0.0, 0.1, 0.5, 0.9]))
+@pytest.mark.parametrize("interpolation", quick_first(["bilinear", "nearest"]))
 def test_counts_are_exact_and_samples_are_the_same_alone(rate: float, interpolation: str) -> None:
     builder, samples = BUILDERS["qwen2.5-vl"], samples_of("qwen2.5-vl")
     model, inputs = model_of("qwen2.5-vl"), builder.batch(samples)
@@ -198,7 +198,7 @@ def test_counts_are_exact_and_samples_are_the_same_alone(rate: float, interpolat
 
 
 @every_family
-@pytest.mark.parametrize("rates", [(1.0,), (1.0, 1.0, 0.9999), (0.9999,)])
+@pytest.mark.parametrize("rates", quick_first([(0.9999,), (1.0,), (1.0, 1.0, 0.9999)]))
 def test_nothing_less_is_the_same_bits(name: str, rates: tuple[float, ...]) -> None:
     model, inputs = model_of(name), inputs_of(name)
     expected, text = model(**inputs).logits, generate(model, inputs, 2)[0]
