@@ -54,7 +54,7 @@ def relevant_and_diverse(tokens: Tokens, rule: Rule) -> torch.Tensor:
     determinant is zero whatever comes next, and relevance decides.
     """
     groups = Groups.of(tokens, rule)
-    similarity, relevance = cosine(tokens.hidden), _relevance(tokens, groups)
+    similarity, relevance = cosine(tokens.hidden), _relevance(tokens, groups, rule)
     volumes = _Volumes.start(relevance, max(tokens.counts, default=0))
     greedy = _Greedy.start(groups)
     for step in range(max(tokens.counts, default=0)):
@@ -63,15 +63,17 @@ def relevant_and_diverse(tokens: Tokens, rule: Rule) -> torch.Tensor:
     return groups.gathered(greedy.step)
 
 
-def _relevance(tokens: Tokens, groups: Groups) -> torch.Tensor:
+def _relevance(tokens: Tokens, groups: Groups, rule: Rule) -> torch.Tensor:
     """r [G, S]: the mean cosine to the tokens of the question, brought to 0..1; 1 where all are as relevant.
+
+    Under ``relevance = "far"`` it is the negative of that mean.
 
     Of the decoder's embeddings of the question and projected patches, or, with ``text_features = "clip"``, of both in
     CLIP's space. The diversity is that of projected patches either way.
     """
     text = question(tokens)
-    relevance = groups.spread(mean_over(cosine(text.values, compared(tokens)), text.real))
-    brought = min_max(relevance, groups.member)
+    nearness = groups.spread(mean_over(cosine(text.values, compared(tokens)), text.real))
+    brought = min_max(-nearness if rule.text("relevance") == "far" else nearness, groups.member)
     return torch.where(brought.amax(dim=1, keepdim=True) > 0, brought, 1.0)
 
 

@@ -73,7 +73,7 @@ def apply_prefix(
 ) -> ScheduleHandle:
     """Apply a reduction whose prefills start from a prefix, or give one, or both; each gives what the whole gives.
 
-    All prompts that are then read must be the batch of the prefix.
+    All prompts that are then read must be the batch of the prefix, with the same questions.
 
     Raises:
         UnsupportedError: as for ``apply_reduction``; or a model for which ``can_resume`` is False.

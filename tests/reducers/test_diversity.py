@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from scheduler_search.reducers import Text
 from tests.reducers.layouts import LAYOUT, chosen, cosine, slots_of, tokens_like
 
 
@@ -19,8 +22,16 @@ def max_min(hidden: torch.Tensor, slots: list[int], count: int) -> set[int]:
 
 
 def largest_determinant(hidden: torch.Tensor, slots: list[int], text: list[int], count: int) -> set[int]:
+    """Relevance is the mean cosine to the text."""
+    return best_determinant(hidden, {slot: mean_cosine(hidden[slot], hidden[text]) for slot in slots}, count)
+
+
+def mean_cosine(token: torch.Tensor, text: torch.Tensor) -> float:
+    return sum(cosine(token, word) for word in text) / len(text)
+
+
+def best_determinant(hidden: torch.Tensor, relevance: dict[int, float], count: int) -> set[int]:
     """One token after the other, the determinant of the kernel of each possible next set from its definition."""
-    relevance = {slot: sum(cosine(hidden[slot], hidden[word]) for word in text) / len(text) for slot in slots}
     low, high = min(relevance.values()), max(relevance.values())
     scaled = {slot: (value - low) / (high - low) for slot, value in relevance.items()}
 
@@ -30,7 +41,7 @@ def largest_determinant(hidden: torch.Tensor, slots: list[int], text: list[int],
 
     taken: list[int] = []
     while len(taken) < count:
-        left = [slot for slot in slots if slot not in taken]
+        left = [slot for slot in relevance if slot not in taken]
         taken.append(max(left, key=lambda slot: determinant([*taken, slot])))
     return set(taken)
 
@@ -50,6 +61,25 @@ def test_cdpruner_takes_what_raises_the_determinant_most(seed):
         largest_determinant(tokens.hidden[1], slots_of(LAYOUT[1], "01"), [17], 7),
     ]
     assert chosen("cdpruner", tokens) == [sorted(one) for one in expected]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("relevance", ["near", "far"])
+def test_cdpruner_compares_in_the_space_of_the_text_that_is_given(seed, relevance):
+    """Relevance is of text and features, of real rows alone; what tokens differ in is their hidden states."""
+    tokens, draw = tokens_like(LAYOUT, (4, 7), seed), torch.Generator().manual_seed(seed)
+    features = torch.randn(*tokens.vision.shape, 5, generator=draw, dtype=torch.float64)
+    text = Text(
+        torch.randn(2, 3, 5, generator=draw, dtype=torch.float64), torch.tensor([[True] * 3, [True, False, False]])
+    )
+    expected = []
+    for row in range(2):
+        slots = slots_of(LAYOUT[row], "01")
+        near = {slot: mean_cosine(features[row, slot], text.values[row, text.real[row]]) for slot in slots}
+        signed = {slot: value if relevance == "near" else -value for slot, value in near.items()}
+        expected.append(sorted(best_determinant(tokens.hidden[row], signed, tokens.counts[row])))
+    found = chosen("cdpruner", replace(tokens, text=text, features=features), text_features="clip", relevance=relevance)
+    assert found == expected
 
 
 @pytest.mark.parametrize(("name", "slow"), [("divprune", max_min), ("cdpruner", largest_determinant)])

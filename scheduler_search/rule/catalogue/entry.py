@@ -134,9 +134,20 @@ CDPRUNER = Declaration(
             "diversity.relevant_and_diverse", reads=lambda rule: Reads(text=from_clip(rule), tower_layer=-1)
         )
     },
-    parameters=(TEXT_FEATURES, POSITIONS, QUOTA),
+    parameters=(
+        TEXT_FEATURES,
+        Parameter(
+            "relevance",
+            "near",
+            "whether the tokens near the question are the relevant ones, or those far from it, as published code has "
+            "it for CLIP",
+            choices=("near", "far"),
+        ),
+        POSITIONS,
+        QUOTA,
+    ),
     source="CDPruner (arXiv 2506.10967): greedy MAP inference of a conditional determinantal point process",
     follows="the paper, relevance being the mean cosine to the question; published code turns its sign for CLIP, whose "
-    "text encoder it takes. Here, the question is the decoder's embeddings of the instruction, and patches are what "
-    "the projector gave; with text_features 'clip', the tokens of CLIP's text encoder, and patches in CLIP's space",
+    "text encoder it takes (relevance 'far'). Here, the question is the decoder's embeddings of the instruction, and "
+    "patches are what the projector gave; with text_features 'clip', the tokens of CLIP's text encoder, and patches in CLIP's space",
 )
