@@ -149,5 +149,6 @@ CDPRUNER = Declaration(
     source="CDPruner (arXiv 2506.10967): greedy MAP inference of a conditional determinantal point process",
     follows="the paper, relevance being the mean cosine to the question; published code turns its sign for CLIP, whose "
     "text encoder it takes (relevance 'far'). Here, the question is the decoder's embeddings of the instruction, and "
-    "patches are what the projector gave; with text_features 'clip', the tokens of CLIP's text encoder, and patches in CLIP's space",
+    "patches are what the projector gave; with text_features 'clip', the tokens of CLIP's text encoder, and "
+    "patches in CLIP's space",
 )
