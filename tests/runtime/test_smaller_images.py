@@ -24,9 +24,10 @@ from scheduler_search.schedule.values import Reduction, VisionReduction
 from tests.runtime.families import BUILDERS
 from tests.runtime.families.builder import Sample, Tensors
 from tests.runtime.reference_mask import masked_forward, masked_generate
+from tests.runtime.test_threads import answers, together
 from tests.runtime.tiny import IMAGE, LAYERS, generate, quick_first
 
-FAMILIES = quick_first(["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe"])
+FAMILIES = quick_first(["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "exaone4.5"])
 IMAGES = make_rule("downsample", {"level": "image"})
 RULE = make_rule("attention-rank")
 RATES = (0.25, 0.25, 0.25, 0.1, 0.1, 0.1)
@@ -195,6 +196,34 @@ def test_counts_are_exact_and_samples_are_the_same_alone(rate: float, interpolat
         for row, sample in enumerate(samples):
             alone = model(**builder.batch([sample])).logits[:, -1]
             torch.testing.assert_close(alone[0], together[row], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"use_cache": False}, {"prompt_lookup_num_tokens": 2}])
+def test_other_ways_to_generate_keep_the_same(settings: dict[str, Any]) -> None:
+    model, inputs = model_of("qwen2-vl"), inputs_of("qwen2-vl", "single")
+    with apply_reduction(model, reducing(*RATES)):
+        expected = generate(model, inputs, 4)[0]
+        found = model.generate(**inputs, max_new_tokens=4, do_sample=False, **settings)
+    assert torch.equal(found[:, -4:], expected)
+
+
+def test_threads_do_not_mix() -> None:
+    model = model_of("qwen2-vl")
+    batches = [inputs_of("qwen2-vl", shape) for shape in ("varying", "single", "padded")]
+    with apply_reduction(model, reducing(*RATES)):
+        jobs = [answers(model, one, model(**one).logits, "forward") for one in batches]
+        assert together(*jobs) == []
+
+
+def test_prompts_that_come_as_embeddings_are_refused() -> None:
+    model, inputs = model_of("qwen2-vl"), inputs_of("qwen2-vl", "single")
+    embeddings = model.get_input_embeddings()(inputs["input_ids"])
+    with (
+        apply_reduction(model, reducing(0.5)) as handle,
+        handle.vision_mask(inputs["input_ids"] == IMAGE),
+        pytest.raises(UnsupportedError, match="those of the smaller images"),
+    ):
+        model(inputs_embeds=embeddings)
 
 
 @every_family
