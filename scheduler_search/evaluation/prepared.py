@@ -143,7 +143,7 @@ def _chunks(
     known: Known | None,
 ) -> Chunks:
     size = definition.data.chunk
-    rule = definition.rule.resolve(definition.seed) if "entry" in definition.rule.places else None
+    rule = definition.rule_at("entry") if "entry" in definition.places else None
     wanted = views_wanted(loaded.model, rule)
 
     def build(index: int) -> Chunk:

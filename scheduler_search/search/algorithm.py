@@ -76,7 +76,7 @@ def _greedy(definition: StudyDefinition, layers: int, shape: ModelShape, split: 
     tower = TowerLayers.of(shape.vision, search, most) if "vision" in places else None
     in_front = 0 if tower is None else tower.layers
     cost = SplitCost(shape, split.vision_tokens, split.text_tokens)
-    shrinks = "entry" in places and shrinks_images(definition.resolved_rule)
+    shrinks = "entry" in places and shrinks_images(definition.rule_at("entry"))
     return GSearch(
         layers=layers,
         max_vision_tokens=most,

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from scheduler_search.errors import RuleError
-from scheduler_search.rule import Place, Rule, make_rule
+from scheduler_search.rule import PLACES, Place, Rule, make_rule
 from scheduler_search.schedule.canonical import canonical_json, digest_of
 from scheduler_search.schedule.cost import ModelShape
 from scheduler_search.schedule.values import Reduction, VisionReduction
 from scheduler_search.study.faults import study_file_error
-from scheduler_search.study.rule_section import RECORDED, RuleSection
+from scheduler_search.study.rule_section import RECORDED, EntryRuleSection, RuleSection
 from scheduler_search.study.search_section import SearchSection, search_at
 from scheduler_search.study.section import Section, broken
 from scheduler_search.study.sections import DataSection, ModelSection, Seed, WorkersSection
@@ -27,6 +27,7 @@ class StudyDefinition(Section):
     """One study: one model, one data set, one rule, one algorithm.
 
     Args:
+        entry_rule: another rule in front of the decoder; None where ``rule`` acts there itself, or nothing does.
         written_paths: (dotted key, text in the file) of every path that reading made absolute. The digest covers the
             text as written, so a study keeps its digest when its folder moves; what lies behind a path has digests of
             its own.
@@ -37,6 +38,7 @@ class StudyDefinition(Section):
     model: ModelSection
     data: DataSection
     rule: RuleSection = RuleSection()
+    entry_rule: EntryRuleSection | None = None
     search: SearchSection = Field(default_factory=SearchSection, validate_default=True)
     workers: WorkersSection = WorkersSection()
     written_paths: tuple[tuple[str, str], ...] = ()
@@ -44,18 +46,31 @@ class StudyDefinition(Section):
     @field_validator("search", mode="before")
     @classmethod
     def _suits_the_rule(cls, search: Any, info: ValidationInfo) -> Any:
-        rule = info.data.get("rule")
+        rule, entry = info.data.get("rule"), info.data.get("entry_rule")
         given = search.model_dump(by_alias=True, exclude_unset=True) if isinstance(search, SearchSection) else search
-        return search_at(rule.places, given) if rule is not None and isinstance(given, Mapping) else search
+        if rule is None or not isinstance(given, Mapping):
+            return search
+        return search_at(_together(rule, entry), given)
+
+    @field_validator("entry_rule")
+    @classmethod
+    def _stands_alone(cls, entry: EntryRuleSection | None, info: ValidationInfo) -> EntryRuleSection | None:
+        rule = info.data.get("rule")
+        if entry is not None and rule is not None and "entry" in rule.places:
+            actual = f"{rule.name!r} at {' and '.join(rule.places)}"
+            remedy = "say at which other place [rule] acts, or remove [entry_rule]"
+            raise broken("one rule acts at the entry", actual=actual, remedy=remedy)
+        return entry
 
     @model_validator(mode="after")
     def _has_the_encoder_that_its_rule_asks_for(self) -> Self:
         named = self.model.text_encoder
-        if self.rule.asks_encoder and named is None:
+        asks = self.rule.asks_encoder or (self.entry_rule is not None and self.entry_rule.asks_encoder)
+        if asks and named is None:
             rule = 'a rule with text_features = "clip" needs the CLIP model of the vision tower as text encoder'
             remedy = 'for example text_encoder = "openai/clip-vit-large-patch14-336"; or text_features = "decoder"'
             raise broken(rule, key="model.text_encoder", remedy=remedy)
-        if named is not None and not self.rule.asks_encoder:
+        if named is not None and not asks:
             rule = 'a text encoder is named for a rule that asks it, with text_features = "clip" at the entry'
             remedy = "remove the key, or ask it in [rule]; in a campaign, name it beside that rule in [[matrix]]"
             raise broken(rule, key="model.text_encoder", actual=f"{named!r} for {self.rule.name!r}", remedy=remedy)
@@ -68,8 +83,12 @@ class StudyDefinition(Section):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Where the rule acts, in the order in which tokens pass."""
-        return self.rule.places
+        """Where the rules act, in the order in which tokens pass."""
+        return _together(self.rule, self.entry_rule)
+
+    def rule_at(self, place: Place) -> Rule:
+        """The rule at one of ``places``, with all parameters written out."""
+        return (self.entry_rule if place == "entry" and self.entry_rule else self.rule).resolve(self.seed)
 
     def tower_layers(self, shape: ModelShape) -> int:
         """How many of the keep rates that the study decides on are of layers of the model's vision tower."""
@@ -78,7 +97,7 @@ class StudyDefinition(Section):
     def reduction(self, keep_rates: Sequence[float], tower_layers: int = 0) -> Reduction:
         """What is executed under the keep rates of a decision.
 
-        The rule is left out where it has nothing to drop, so that equal reductions are equal values. In a decoder where
+        A rule is left out where it has nothing to drop, so that equal reductions are equal values. In a decoder where
         it does not act the rates are constant, and the rule that stands there is never run.
 
         Args:
@@ -90,7 +109,7 @@ class StudyDefinition(Section):
         return Reduction(
             keep_rates=decoder,
             rule=rule if "decoder" in self.places else make_rule("attention-rank"),
-            entry_rule=rule if "entry" in self.places and decoder[0] < entering else None,
+            entry_rule=self.rule_at("entry") if "entry" in self.places and decoder[0] < entering else None,
             vision=VisionReduction(tower, rule) if entering < 1.0 else None,
         )
 
@@ -103,6 +122,8 @@ class StudyDefinition(Section):
         document = self.to_document()
         document["workers"] = self.workers.identity()
         document["rule"] = {**self.resolved_rule.to_document(), **({"at": list(self.rule.at)} if self.rule.at else {})}
+        if self.entry_rule is not None:
+            document["entry_rule"] = self.rule_at("entry").to_document()
         for dotted, text in self.written_paths:
             *sections, key = dotted.split(".")
             target = document
@@ -135,3 +156,8 @@ class StudyDefinition(Section):
             raise study_file_error(error, cls, place) from error
         except RuleError as error:
             raise study_file_error(error, cls, place) from error
+
+
+def _together(rule: RuleSection, entry: EntryRuleSection | None) -> tuple[Place, ...]:
+    """Where one of both acts, in the order in which tokens pass."""
+    return tuple(place for place in PLACES if place in rule.places or (entry is not None and place == "entry"))

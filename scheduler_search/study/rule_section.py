@@ -1,4 +1,4 @@
-"""The ``[rule]`` section of a study file: which rule, with which parameters, at which places.
+"""The ``[rule]`` and ``[entry_rule]`` sections of a study file: which rule, with which parameters, at which places.
 
 Knows: the keys that are the section's own; that every other key is a parameter of the rule; and which places a rule
 may be searched at. Does not know: what a rule does, or how a search over a place goes.
@@ -81,6 +81,33 @@ class RuleSection(Section):
         if any(parameter.name == "seed" for parameter in declaration_of(self.name, self.version).parameters):
             given.setdefault("seed", seed)
         return make_rule(self.name, given, version=self.version)
+
+
+class EntryRuleSection(RuleSection):
+    """Another rule between tower and decoder, so that the study's rule goes on with what it leaves."""
+
+    name: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _acts_at_the_entry(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "at" in data:
+            raise broken("an entry rule acts at the entry", key="at", actual=repr(data["at"])[:60], remedy="remove it")
+        return data
+
+    @model_validator(mode="after")
+    def _can_act_there(self) -> Self:
+        declaration = declaration_of(self.name, self.version)
+        if "entry" not in declaration.places:
+            rule = f"rule {self.name!r} acts only at {' and '.join(declaration.places)}"
+            remedy = "rules and their places: scheduler-search rules"
+            raise broken(rule, key="name", actual="it as the entry rule", remedy=remedy)
+        return self
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The entry."""
+        return ("entry",)
 
 
 def _places(value: object, declaration: Declaration) -> tuple[Place, ...]:

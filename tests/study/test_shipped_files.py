@@ -13,12 +13,19 @@ from pydantic import BaseModel
 from scheduler_search.study.campaign import CampaignFile, CampaignSection, read_campaign_file
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.file import read_study_file
-from scheduler_search.study.rule_section import RuleSection
+from scheduler_search.study.rule_section import EntryRuleSection, RuleSection
 
 STUDIES = Path(__file__).parents[2] / "studies"
 CAMPAIGN = STUDIES / "campaign.toml"
 STUDY_FILES = sorted(set(STUDIES.glob("*.toml")) - {CAMPAIGN})
 README = (STUDIES / "README.md").read_text(encoding="utf-8")
+
+
+NO_KEYS = (
+    (StudyDefinition, "written_paths"),
+    (RuleSection, "parameters"),
+    (EntryRuleSection, "parameters"),
+)
 
 
 def models(annotation: object) -> Iterator[type[BaseModel]]:
@@ -30,7 +37,7 @@ def models(annotation: object) -> Iterator[type[BaseModel]]:
 
 def keys(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in model.model_fields.items():
-        if (model, name) not in ((StudyDefinition, "written_paths"), (RuleSection, "parameters")):
+        if (model, name) not in NO_KEYS:
             yield field.alias or name, model
         for inner in models(field.annotation):
             yield from keys(inner)
