@@ -11,6 +11,8 @@ features to the promised number (``resampling``); each token then has the slot o
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,11 +68,20 @@ class Resampling:
 
 
 def smaller_grid(grid: Grid, count: int) -> Grid:
-    """The smallest grid with the sides' ratio, the shorter side rounded, that has at least ``count`` <= H W tokens."""
-    long, short = max(grid.height, grid.width), min(grid.height, grid.width)
-    sides = ((side, max((2 * side * short + long) // (2 * long), 1)) for side in range(1, long + 1))
-    long, short = next(pair for pair in sides if pair[0] * pair[1] >= count)
-    return Grid(long, short) if grid.height > grid.width else Grid(short, long)
+    """The smallest grid of at least ``count`` tokens, 1 <= count <= H W, whose sides are the ideal ones, up or down.
+
+    Ideal are the sides of ``count`` tokens in the ratio of the image's sides.
+    """
+    sides = itertools.product(_around(count * grid.height, grid.width), _around(count * grid.width, grid.height))
+    enough = [(height, width) for height, width in sides if height * width >= count]
+    height, width = min(enough, key=lambda own: (own[0] * own[1], abs(own[0] * grid.width - own[1] * grid.height)))
+    return Grid(height, width)
+
+
+def _around(numerator: int, denominator: int) -> tuple[int, int]:
+    """The whole numbers next to the square root of a fraction, below and above; twice the root if it is whole."""
+    below = math.isqrt(numerator // denominator)
+    return below, below if below * below * denominator == numerator else below + 1
 
 
 def resampling(small: Grid, large: Grid, count: int, rule: Rule) -> Resampling:

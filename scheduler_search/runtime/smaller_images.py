@@ -1,6 +1,6 @@
 """Images made smaller in front of the vision tower, for families whose number of vision tokens follows their size.
 
-Each image is scaled to the smallest grid of its aspect with at least the vision tokens that it is promised, and runs
+Each image is scaled to the smallest grid near its aspect with at least the vision tokens that it is promised, and runs
 through tower and projector so; then ``reducers.downsample`` brings its features to exactly the promised number. They
 are put in the slots of the whole image below them, the other slots are not numbers and dropped in front of the first
 decoder layer: the prompt, and the positions of what is left of it, stay as they are.

@@ -62,10 +62,10 @@ def test_the_smaller_grid_has_the_aspect_and_enough_tokens(grid, data):
     assert count <= small.tokens <= grid.tokens
     assert small.height <= grid.height
     assert small.width <= grid.width
-    along, across = (small.width, small.height) if grid.width >= grid.height else (small.height, small.width)
-    long, short = max(grid.height, grid.width), min(grid.height, grid.width)
-    assert abs(across - along * short / long) <= 0.5 or across == 1
-    assert (along - 1) * max(math.floor((along - 1) * short / long + 0.5), 1) < count  # one step less is too few
+    scale = math.sqrt(count / grid.tokens)
+    assert abs(small.height - scale * grid.height) < 1
+    assert abs(small.width - scale * grid.width) < 1
+    assert small.tokens < count + scale * max(grid.height, grid.width) + 1  # one row or column too many at most
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3])
