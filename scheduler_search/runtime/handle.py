@@ -284,11 +284,8 @@ class ScheduleHandle(Blocks):
                 part.forget(whole=_continues(arguments))
 
     def _plan_of(self, vision_tokens: tuple[int, ...]) -> Plan:
-        if self._images is not None:
-            return Plan.under(self.reduction, vision_tokens, None)
-        if self._tower is None or not self._tower.plan.reduces:
-            return Plan.of(self.reduction.keep_rates, vision_tokens)
-        return Plan.under(self.reduction, vision_tokens, self._tower.plan.tower.patches)
+        patches = None if self.reduction.vision is None else self._family.vision_tower(self.model).patches
+        return Plan.under(self.reduction, vision_tokens, patches)
 
     def _in_prefill(self) -> bool:
         return isinstance(self._pass.state, Prefill)

@@ -51,7 +51,7 @@ class Plan:
             survivors if own == rate else tuple(map(min, found, survivors))
             for own, found in zip(reduction.keep_rates, plan.counts, strict=True)
         )
-        return cls(counts, vision_tokens, survivors)
+        return cls(counts, vision_tokens, None if survivors == vision_tokens else survivors)
 
     def before(self, layer: int) -> tuple[int, ...]:
         """Vision tokens that arrive at a layer, before its own reduction."""

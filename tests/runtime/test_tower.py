@@ -140,6 +140,16 @@ def test_all_patches_may_go_where_a_class_token_stays() -> None:
         apply_reduction(model_of("siglip"), reduction)
 
 
+@pytest.mark.parametrize("entry", [None, "fastervlm"])
+def test_a_rate_that_leaves_every_patch_of_an_image_drops_nothing_of_several(entry: str | None) -> None:
+    rate = 1.0 - 0.4 / TOKENS  # of one image all, of two rounded together one less
+    inputs, model = batch("varying"), model_of()
+    expected = model(**inputs).logits
+    with apply_reduction(model, reducing((rate,), (1.0, rate, rate, rate), entry)) as handle:
+        assert torch.equal(model(**inputs).logits, expected)
+        assert {layer.vision_tokens for layer in handle.report().layers} == {handle.report().vision_tokens}
+
+
 def test_images_are_rounded_one_by_one() -> None:
     """0.4 of 36 patches are 14, of two images 28 and not 29; a lower rate is one of the 72."""
     with apply_reduction(model_of(), reducing((0.4, 0.3), (1.0, 0.4, 0.4, 0.4))) as handle:
