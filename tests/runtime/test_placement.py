@@ -59,9 +59,9 @@ def family_models() -> Callable[[str, str], tuple[Any, Any]]:
     return cache(both)
 
 
-def answer(model: Any, inputs: dict[str, Any], **settings: Any) -> list[torch.Tensor]:
+def answer(model: Any, inputs: dict[str, Any], steps: int = 3, **settings: Any) -> list[torch.Tensor]:
     """Generated tokens, their logits, and what the layers hold: keys, values, and which prompt tokens."""
-    tokens, logits, held = tiny.generate(model, inputs, 4, **settings)
+    tokens, logits, held = tiny.generate(model, inputs, steps, **settings)
     kept = [layer.kept.position for layer in held.layers if getattr(layer, "kept", None) is not None]
     return [tokens, logits, *(states for layer in held.layers for states in (layer.keys, layer.values)), *kept]
 
@@ -70,7 +70,8 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-def check(model: Any, apart: Any, inputs: dict[str, Any], applied: Reduction, **settings: Any) -> None:
+def check(model: Any, apart: Any, inputs: dict[str, Any], applied: Reduction, **settings: Any) -> list[torch.Tensor]:
+    """The answer, once it is that of the spread model too."""
     with apply_reduction(model, applied):
         whole = answer(model, inputs, **settings)
     with labelled_devices():  # inputs are on the host: accelerate's hook on the whole model takes them to its device
@@ -82,6 +83,7 @@ def check(model: Any, apart: Any, inputs: dict[str, Any], applied: Reduction, **
         assert torch.equal(apart(**inputs).logits, unreduced)
         assert len({label_of(keys) for keys in found[2 : 2 + 2 * LAYERS]}) == len({*_layer_devices(apart)})
     assert same(found, whole)
+    return whole
 
 
 def _layer_devices(model: Any) -> Iterator[torch.device]:
@@ -152,14 +154,26 @@ def test_families(family_models, name, attention):
     model, apart = family_models(name, attention)
     builder, rates = BUILDERS[name], reduction()
     inputs = builder.batch(builder.samples("varying"))
-    whole = family_of(model).whole_layers
-    applied = reduction((*(1.0,) * whole, *rates.keep_rates[whole:]))
-    check(model, apart, inputs, applied)
-    if can_resume(model):
-        check_prefixes(model, apart, inputs, kept_on=SECOND)
+    unreduced = family_of(model).whole_layers
+    applied = reduction((*(1.0,) * unreduced, *rates.keep_rates[unreduced:]))
+    whole = check(model, apart, inputs, applied, steps=2)
+    if can_resume(model):  # in front of a layer that chooses, behind one that did
+        capture = PrefixRun(applied, capture=3)
+        assert same(prefixed(apart, inputs, capture, steps=2), whole)
+        with labelled_devices():
+            start = capture.captured.to(SECOND)
+        assert same(prefixed(apart, inputs, PrefixRun(applied, start), steps=2), whole)
 
 
 # -- prefixes
+
+
+def prefixed(apart: Any, inputs: dict[str, Any], run: PrefixRun, **settings: Any) -> list[torch.Tensor]:
+    before = state_of(apart)
+    with labelled_devices(), apply_prefix(apart, run):
+        found = answer(apart, inputs, **settings)
+    assert state_of(apart) == before
+    return found
 
 
 def check_prefixes(model: Any, apart: Any, inputs: dict[str, Any], kept_on: torch.device | None) -> None:
@@ -171,11 +185,7 @@ def check_prefixes(model: Any, apart: Any, inputs: dict[str, Any], kept_on: torc
             with apply_reduction(model, applied):
                 whole = answer(model, inputs)
             run = PrefixRun(applied, start, capture)
-            before = state_of(apart)
-            with labelled_devices(), apply_prefix(apart, run):
-                found = answer(apart, inputs)
-            assert same(found, whole), (layer, tail)
-            assert state_of(apart) == before
+            assert same(prefixed(apart, inputs, run), whole), (layer, tail)
             if run.captured is not None:
                 with labelled_devices():
                     start = run.captured if kept_on is None else run.captured.to(kept_on)
