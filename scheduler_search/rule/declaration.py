@@ -39,7 +39,8 @@ class Reads:
         images: ``Prompt.images``.
         ids: ``Prompt.input_ids``, so that embeddings alone do not do.
         text: ``Tokens.text``, features of the question to compare vision tokens with.
-        tower_layer: layer of the tower whose attention and keys are read at the entry; -1 is the last.
+        tower_layer: layer of the tower whose attention and keys are read at the entry; -1 is the last, None the one
+            whose features the decoder gets (the last but one in LLaVA, whose features the papers take).
     """
 
     rows: QueryRows | None = None
@@ -52,7 +53,7 @@ class Reads:
     images: bool = False
     ids: bool = False
     text: bool = False
-    tower_layer: int = -2
+    tower_layer: int | None = None
 
     @property
     def layer(self) -> bool:
@@ -84,7 +85,8 @@ class Parameter:
         place = f"rule {rule!r}, parameter {self.name!r}"
         if type(value) is not type(self.default):
             kind = type(self.default).__name__
-            raise RuleError(f"the parameter must be of type {kind}", actual=repr(value), place=place)
+            remedy = f"write {value}.0" if kind == "float" and type(value) is int else None
+            raise RuleError(f"the parameter must be of type {kind}", actual=repr(value), place=place, remedy=remedy)
         if self.choices is not None and value not in self.choices:
             allowed = ", ".join(repr(choice) for choice in self.choices)
             raise RuleError(f"the parameter must be one of {allowed}", actual=repr(value), place=place)

@@ -88,11 +88,13 @@ def check_entry_rule(tower: Tower, reads: Reads, rule: str) -> None:
     """UnsupportedError for a rule in front of the decoder that reads what this tower does not have."""
     _check_tower_rows(tower, reads, rule)
     layers = len(tower.layers)
-    if not -layers <= reads.tower_layer < layers:
+    if reads.tower_layer is None:
+        known, actual = tower.used_layers > 0, "features in front of the first layer"
+    else:
+        known, actual = -layers <= reads.tower_layer < layers, str(reads.tower_layer)
+    if not known:
         raise UnsupportedError(
-            f"the tower layer that a rule reads must be one of {layers}",
-            actual=reads.tower_layer,
-            place=f"rule {rule!r}",
+            f"the tower layer that a rule reads must be one of {layers}", actual=actual, place=f"rule {rule!r}"
         )
 
 

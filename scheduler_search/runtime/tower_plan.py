@@ -116,6 +116,6 @@ def entry_reads(model: nn.Module, family: Family, entry: Rule | None) -> tuple[R
         return ()
     tower = family.vision_tower(model)
     check_entry_rule(tower, reads, entry.name)
-    layer = reads.tower_layer % len(tower.layers)
+    layer = tower.used_layers - 1 if reads.tower_layer is None else reads.tower_layer % len(tower.layers)
     views = Reads(rows=reads.rows, heads=reads.heads, matrix=reads.matrix, keys=reads.keys, tower_layer=layer)
     return (replace(views, text=reads.text),)

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from scheduler_search.errors import UnsupportedError
+from scheduler_search.reducers import Reducer, Tokens
+from scheduler_search.reducers.load import load_reducer
 from scheduler_search.rule import make_rule
 from scheduler_search.runtime import apply_reduction
 from scheduler_search.schedule.values import Reduction
@@ -69,3 +72,32 @@ def test_visiontrim_in_both_stages() -> None:
         for row in range(len(together)):
             alone = model(**single_of(inputs, row)).logits[0, -1]
             torch.testing.assert_close(together[row], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("level", "layer"), [(-2, 2), (-1, 3), (2, 1)])
+def test_class_attention_is_of_the_layer_whose_features_the_decoder_gets(
+    level: int, layer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[Tokens]()
+
+    def watching(tokens: Tokens, _rule: object) -> torch.Tensor:
+        read.append(tokens)
+        return torch.zeros(tokens.vision.shape)
+
+    reads = load_reducer(make_rule("fastervlm"), "entry").reads
+    towers.use_reducer(monkeypatch, "entry", Reducer(make_rule("random"), reads, watching))
+    inputs, eager = batch("varying"), towers.build(attention="eager", vision_feature_layer=level)
+    with torch.inference_mode(), towers.seen_attention(eager) as found:
+        eager(**inputs)
+    model = towers.build(vision_feature_layer=level)
+    with torch.inference_mode(), apply_reduction(model, reducing("random")):
+        model(**inputs)
+    (tokens,) = read
+    assert tokens.attention is not None
+    classes = found[layer].mean(1)[:, 0, 1:]  # of each of the images, over its patches
+    torch.testing.assert_close(tokens.attention[tokens.vision], classes.flatten(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_row_in_front_of_the_first_layer_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="in front of the first layer"):
+        apply_reduction(towers.build(vision_feature_layer=0), reducing("fastervlm"))

@@ -1,8 +1,9 @@
 """Rules between the tower and the decoder that look at the class token, at how tokens differ, or at the patch grid.
 
 Published ones reduce the tower's features in front of the projector and number positions anew; here, they reduce what
-comes out of the projector, and kept tokens keep their positions. Attention and keys are those of the tower's
-penultimate layer, whose features LLaVA uses. A tower without a class token cannot serve the rules that read its row.
+comes out of the projector, and kept tokens keep their positions. Attention and keys are those of the tower layer whose
+features the decoder gets: the penultimate one in LLaVA, as published. A tower without a class token cannot serve the
+rules that read its row.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _MERGE = Parameter(
 
 
 def _class_row(_rule: Rule) -> Reads:
-    return Reads(rows="class", tower_layer=-2)
+    return Reads(rows="class")
 
 
 def _class_row_and_keys(_rule: Rule) -> Reads:
-    return Reads(rows="class", keys=True, tower_layer=-2)
+    return Reads(rows="class", keys=True)
 
 
 DOWNSAMPLE = Declaration(
@@ -74,7 +75,7 @@ VISIONZIP = Declaration(
             "visionzip.dominant_then_contextual",
             correlate="visionzip.alike_keys",
             compress="visionzip.merged",
-            reads=lambda _rule: Reads(rows="class", heads="sum", keys=True, tower_layer=-2),
+            reads=lambda _rule: Reads(rows="class", heads="sum", keys=True),
         )
     },
     parameters=(

@@ -32,7 +32,7 @@ _ENTRY = Stages(
     "visiontrim.class_dominant",
     correlate="visiontrim.class_clusters",
     compress="compress.given",
-    reads=lambda rule: Reads(rows="class", grids=True, text=from_clip(rule), tower_layer=-2),
+    reads=lambda rule: Reads(rows="class", grids=True, text=from_clip(rule)),
 )
 
 _DECODER = Stages(
