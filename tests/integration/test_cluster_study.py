@@ -28,6 +28,25 @@ from tests.integration.records import Rows, records
 
 pytestmark = pytest.mark.slow
 
+IN_THE_TOWER = """
+name = "small"
+seed = 3
+[model]
+id = "testbed:tiny-llava"
+device = "cpu"
+[data]
+source = "testbed"
+chunk = 8
+search = { samples = 32 }
+[rule]
+name = "mustdrop"
+[search]
+first_layer = 6
+stride = 6
+penalty = 0.2
+initial = 2
+iterations = 1
+"""
 STUDY = (
     SMALL.replace("initial = 3", "initial = 2")
     .replace("iterations = 4", "iterations = 2")
@@ -89,6 +108,23 @@ def test_four_workers_decide_the_same(
         while sum(isinstance(event, WorkerJoined) for event in events) < 4:
             executor.step(1.0)
         check(run(asked, executor, tmp_path), local)
+
+
+def test_a_study_in_tower_entry_and_decoder(cluster: Nodes, tmp_path: Path) -> None:
+    """On two workers that can store next to nothing; here, everything is stored."""
+    path = tmp_path / "small.toml"
+    path.write_text(IN_THE_TOWER)
+    definition = read_study_file(path)
+    folders = [tmp_path / name for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+    local = run(definition, LocalExecutor(definition), folders[0])
+    asked = definition.model_copy(
+        update={"workers": definition.workers.model_copy(update={"count": 2, "prefix_memory": "100KiB"})}
+    )
+    assert asked.digest == definition.digest
+    check(run(asked, RayExecutor(asked, address=cluster.address), folders[1]), local)
+    assert any(name == "tower-02" for _, name, *_ in local["decisions"])
 
 
 def test_a_worker_killed_half_way_changes_nothing(
