@@ -72,7 +72,8 @@ class TowerPlan:
     def listened(self) -> tuple[int, ...]:
         """Layers (0-based) whose attention is read."""
         ranks = {k - 1 for k in range(1, len(self.counts)) if self.reads.layer and self.reduces_at(k)}
-        return tuple(sorted(ranks | {reads.tower_layer for reads in self.wanted if reads.layer}))
+        asked = {reads.tower_layer for reads in self.wanted if reads.layer and reads.tower_layer is not None}
+        return tuple(sorted(ranks | asked))
 
 
 def plan_tower(
