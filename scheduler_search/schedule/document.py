@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,7 +97,8 @@ def parse_document(text: str, place: str) -> ScheduleDocument:
             wire.schedule(), Provenance(**provenance), wire.measured, created=wire.provenance.created
         )
     except SchedulerSearchError as error:
-        raise ScheduleDocumentError(error.rule, actual=error.actual, place=place, remedy=error.remedy) from error
+        where = f"{place}, {error.place}" if error.place else place
+        raise ScheduleDocumentError(error.rule, actual=error.actual, place=where, remedy=error.remedy) from error
     _check_digest("digest must be that of what is executed", wire.digest, document.digest, place)
     _check_digest("record_digest must be that of the whole document", wire.record_digest, document.record_digest, place)
     return document
@@ -194,6 +196,7 @@ def _rule(kind: str, key: str, message: str) -> str:
     if kind == "extra_forbidden":
         return f"key {key!r} is unknown"
     message = message.removeprefix("Value error, ").replace("Input should", "must")
+    message = re.sub(r" or instance of \w+", "", message)
     return f"{key}: {message[0].lower()}{message[1:]}"
 
 

@@ -6,6 +6,7 @@ may be searched at. Does not know: what a rule does, or how a search over a plac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -45,6 +46,8 @@ class RuleSection(Section):
         for key, value in given.items():
             if not isinstance(value, str | int | float):
                 raise broken("a rule parameter must be a string, a number or a boolean", key=key, actual=repr(value))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise broken("a rule parameter must be a finite number", key=key, actual=repr(value))
         name = data.get("name", cls.model_fields["name"].default)
         own = {key: data[key] for key in ("name", "version") if key in data}
         if isinstance(name, str) and name:

@@ -104,6 +104,7 @@ def test_a_rule_is_declared_once() -> None:
         ("random", {"seed": "one"}, "must be of type int, but got 'one'"),
         ("random", {"seed": True}, "must be of type int, but got True"),
         ("random", {"seed": -1}, "at least 0, but got -1"),
+        ("mustdrop", {"ratio": 1}, r"of type float, but got 1 \(.*; write 1\.0"),
         ("fastv", {"query_rows": "all"}, "one of .last., .every., but got .all."),
         ("fastv", {"quota": "per-tile"}, "one of 'pooled', 'per-image', but got 'per-tile'"),
         ("attention-rank", {"query_rows": "first"}, "one of 'instruction', 'last', 'all', but got 'first'"),

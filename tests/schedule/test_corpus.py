@@ -58,6 +58,12 @@ def test_invalid_documents_are_refused_in_one_line(name: str) -> None:
     assert len(message) < 400
 
 
+def test_a_parameter_of_another_type_is_named() -> None:
+    text = (CORPUS / "invalid" / "parameter-type.json").read_text(encoding="utf-8")
+    with pytest.raises(ScheduleDocumentError, match=r"in here\.json, rule 'random', parameter 'seed'"):
+        parse_document(text, "here.json")
+
+
 @pytest.mark.parametrize("name", INVALID)
 def test_schema_sees_what_json_schema_can(name: str) -> None:
     text = (CORPUS / "invalid" / f"{name}.json").read_text(encoding="utf-8")

@@ -152,6 +152,8 @@ RANDOM = '[rule]\nname = "random"\nat = "entry"\n'
         ("[rule]\nheads = 3", "[rule]", "takes only its declared parameters"),
         ('[rule]\nhead_reductoin = "max"', "[rule]", "did you mean 'head_reduction'?"),
         ("[rule]\nhead_reduction = [1]", "[rule] head_reduction", "must be a string, a number or a boolean"),
+        ("[rule]\nratio = nan", "[rule] ratio", "must be a finite number, but got nan"),
+        ('[rule]\nname = "mustdrop"\nratio = 1', "parameter 'ratio'", "of type float, but got 1"),
         ("[rule]\nname = 3", "[rule] name", "must be a valid string"),
         ('[workers]\nexecutor = "dask"', "[workers] executor", "the value must be 'local' or 'ray', but got 'dask'"),
         ("[workers]\nthreads = 0", "[workers] threads", "greater than or equal to 1"),
