@@ -57,7 +57,9 @@ VISIONTRIM = Declaration(
     source="seed 004: eq. 1-12 (DVTS, TGVC) at the entry, eq. 13 and 14 in the decoder",
     follows=_FOLLOWS + "; at the entry, it is the decoder's embeddings of the instruction against projected patches, "
     "which no training has brought together; the paper takes CLIP's text encoder: text_features 'clip', which changes "
-    "nothing in the decoder",
+    "nothing in the decoder. Class attention is of the layer whose features the decoder gets, the penultimate one in "
+    "LLaVA. Eq. 6 takes the variance of the normalised global scores that it weighs: it is so small that, at the entry, "
+    "class attention decides almost alone",
     default_places=("entry", "decoder"),
 )
 
