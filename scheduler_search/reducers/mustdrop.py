@@ -135,8 +135,8 @@ def _written(into: torch.Tensor, at: _Windows, values: torch.Tensor) -> torch.Te
 
 
 def _pyramid(cells: _Cells, side: int) -> Iterator[_Windows]:
-    while max(cells.slot.shape[1:]) > 1:
-        level = _compared(_cut(cells, side))
+    while (longest := max(cells.slot.shape[1:])) > 1:
+        level = _compared(_cut(cells, min(side, longest)))  # a larger window holds no more
         yield level
         cells = level.merged()
 

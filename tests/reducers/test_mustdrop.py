@@ -67,6 +67,17 @@ def test_images_of_other_grids_do_not_matter():
         torch.testing.assert_close(alone.hidden[0], together.hidden[row, -slots:])
 
 
+def test_a_window_beyond_the_grid_is_the_grid():
+    found = []
+    for side in (5, 1_000_000):
+        reducer = load_reducer(make_rule("mustdrop", {"window": side}), "vision")
+        found.append(
+            reduce_tokens(reducer, tokens_of([Sample((Grid(2, 5),), 1, 0, 3, False, 0)], "vision", reducer.reads))
+        )
+    assert torch.equal(found[0].kept, found[1].kept)
+    assert torch.equal(found[0].hidden, found[1].hidden)
+
+
 def decoder_tokens(share: list[float], peak: list[float], keep: int) -> Tokens:
     """Vision tokens in front of two text tokens, with what the first pays and the mean of both."""
     reducer = load_reducer(make_rule("mustdrop"), "decoder")
