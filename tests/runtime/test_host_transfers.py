@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -95,6 +96,17 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def plain_transfers(attention: str, name: str) -> tuple[Counter[str], Counter[str]]:
+    """Those of the model itself."""
+    return transfers(built(attention, 6), batch(name), None)
+
+
+@cache
+def built(attention: str, layers: int) -> Any:
+    return build(attention=attention, layers=layers)
+
+
 def transfers(
     model: Any, inputs: dict[str, torch.Tensor], applied: Reduction | None
 ) -> tuple[Counter[str], Counter[str]]:
@@ -116,10 +128,9 @@ def transfers(
 def test_transfers_do_not_grow_with_the_layers(name, attention, rule):
     found = []
     for layers in (6, 12):
-        model = build(attention=attention, layers=layers)
-        found.append(transfers(model, batch(name), every_layer(layers, **RULES[rule])))
+        found.append(transfers(built(attention, layers), batch(name), every_layer(layers, **RULES[rule])))
     assert found[0] == found[1]
-    plain, plain_step = transfers(build(attention=attention), batch(name), None)
+    plain, plain_step = plain_transfers(attention, name)
     added = found[0][0] - plain
     assert added["cpu"] == 2, "ids and padding mask come to the host"
     assert not {key for key in added if "aten" in key}, "and nothing else does"

@@ -94,11 +94,11 @@ def test_compiling_a_hooked_model(model, way):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
-def test_compiling_after_removal_works(model):
+def test_compiling_after_removal_works():
     """Nothing of the hooks is left for a trace to find."""
-    inputs = batch()
+    model, inputs = build(layers=2), batch()
     expected = model(**inputs).logits
-    apply_reduction(model, reduction()).remove()
+    apply_reduction(model, Reduction((1.0, 0.5), make_rule("attention-rank"))).remove()
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(**inputs).logits, expected, atol=1e-5, rtol=0)
     torch._dynamo.reset()
