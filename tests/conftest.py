@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from alembic import util
 from hypothesis import settings
+from typer import main as typer_main
 
 from scheduler_search.rule import PLACES, Declaration, Parameter, Stages, registry
 from tests.postgres import _studies_database, postgres, postgres_studies_url, postgres_url
@@ -68,6 +69,14 @@ def _revisions_read_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(util, "load_python_file", load)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_built_once() -> Iterator[None]:
+    """The tree of commands, which every call of the command line in this process builds anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer_main, "get_command", cache(typer_main.get_command))
         yield
 
 
