@@ -12,7 +12,7 @@ KEEP_ALL = {"one": (1.0,), "rounds-to-all": (1.0, 1.0, 0.995)}
 
 @pytest.mark.parametrize("rates", KEEP_ALL.values(), ids=KEEP_ALL)
 @pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", quick_first(["sdpa", "eager"]))
 @pytest.mark.parametrize("decoder", quick_first(DECODERS))
 def test_keeping_all_is_bit_identical(model_of, decoder, attention, name, rates):
     model, inputs = model_of(decoder, attention), batch(name)
