@@ -6,6 +6,10 @@ region and at most W; the n regions are shared near-equally among the bands, and
 its regions. All cuts are ``floor(i * length / parts)``. For n = (H/k)(W/k) this is k x k average pooling; for n = H W
 it is the identity. A region's pooled token takes the slot, and so the position, of its central patch (the upper left
 one of two or four).
+
+In the decoder, the regions are the same, and what is left of the tokens is pooled: the token nearest to a region's
+centre stands for it. Where fewer regions have a token left than are promised, the next tokens by their distance to the
+centre stay too, and the others of the region go into the nearest of those that stay.
 """
 
 from __future__ import annotations
@@ -49,6 +53,52 @@ def beside_the_centre(tokens: Tokens, _rule: Rule) -> torch.Tensor:
 def region(tokens: Tokens, _kept: torch.Tensor, _rule: Rule) -> torch.Tensor:
     """C [B, S, S]: 1 / (size of the region) from each of its tokens into the one that stands for it."""
     return correlation_of(*flow(tokens, pool_grid))
+
+
+def beside_the_nearest(tokens: Tokens, _rule: Rule) -> torch.Tensor:
+    """Redundancy [B, S] in the decoder: 0 for what stands for its region, else more the further from its centre."""
+    region, served = _regions(tokens)
+    places = _places(tokens.prompt, tokens.hidden.device)
+    own = places.gather(1, tokens.position[..., None].expand(-1, -1, 2))
+    distance = (own - places.gather(1, region[..., None].expand(-1, -1, 2))).square().sum(dim=2)
+    S = distance.shape[1]
+    key = distance * S + _slots(region)  # whole numbers: the nearest, and the first of equally near ones
+    left = key.masked_fill(~(tokens.vision & served), torch.iinfo(key.dtype).max)
+    nearest = left.new_full((len(left), tokens.prompt.slots), torch.iinfo(key.dtype).max)
+    nearest = nearest.scatter_reduce_(1, region, left, "amin")
+    stands = tokens.vision & served & (left == nearest.gather(1, region))
+    furthest = 1.0 + 2.0 * tokens.prompt.slots**2
+    return torch.where(stands, 0.0, 1.0 + distance.to(torch.float64)).masked_fill(~served, furthest)
+
+
+def nearest_of_region(tokens: Tokens, kept: torch.Tensor, _rule: Rule) -> torch.Tensor:
+    """C [B, S, S] in the decoder: how near a kept token of the same region is, else minus infinity."""
+    region, served = _regions(tokens)
+    places = _places(tokens.prompt, tokens.hidden.device)
+    own = places.gather(1, tokens.position[..., None].expand(-1, -1, 2))
+    distance = (own[:, :, None] - own[:, None]).square().sum(dim=3).to(torch.float32)
+    together = (region[:, :, None] == region[:, None]) & served[:, :, None] & kept[:, None]
+    return (-distance).masked_fill(~together, float("-inf"))
+
+
+def _regions(tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+    """The prompt's slot [B, S] at the centre of each token's region, and which tokens are of an image that has one."""
+    target, weight = flow(tokens, pool_grid)
+    return target.gather(1, tokens.position), (weight > 0).gather(1, tokens.position)
+
+
+def _places(prompt: Prompt, device: torch.device) -> torch.Tensor:
+    """Row and column [B, S0, 2] of each vision slot in the grid of its image; 0 elsewhere."""
+    return prompt.once((_places, device), lambda: torch.from_numpy(_rows_and_columns(prompt)).to(device))
+
+
+def _rows_and_columns(prompt: Prompt) -> IntArray:
+    places = np.zeros((*prompt.vision.shape, 2), dtype=np.int64)
+    for sample, grids in enumerate(prompt.grids):
+        if grids:
+            found = [np.stack(np.divmod(np.arange(grid.tokens), grid.width), axis=1) for grid in grids]
+            places[sample, prompt.vision[sample]] = np.concatenate(found)
+    return places
 
 
 def flow(tokens: Tokens, cut: Cut) -> tuple[torch.Tensor, torch.Tensor]:

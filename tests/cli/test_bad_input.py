@@ -98,7 +98,7 @@ def study_file(folder: Path, text: str, name: str = "bad.toml") -> str:
         (("[search]", "[rule]\nhead_reduction = 'median'\n[search]"), ("'mean', 'max', 'sum'", "'median'")),
         (("[search]", "[rule]\nname = 'random'\nsede = 1\n[search]"), ("rule 'random'", "did you mean 'seed'?")),
         (("[search]", "[rule]\nname = 'random'\nat = 'entri'\n[search]"), ("entri", "did you mean 'entry'?")),
-        (("[search]", "[rule]\nname = 'pooling'\nat = 'decoder'\n[search]"), ("'pooling'", "acts only at entry")),
+        (("[search]", "[rule]\nname = 'divprune'\nat = 'decoder'\n[search]"), ("'divprune'", "acts only at entry")),
         (("[search]", '[rule]\nquery_row = "last"\n[search]'), ("query_row", "did you mean 'query_rows'?")),
         (
             ("[search]", '[rule]\nat = "entry"\n[search]'),

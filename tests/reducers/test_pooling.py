@@ -122,3 +122,51 @@ def test_averages_of_bfloat16_are_rounded_once():
     kept, hidden = reduced(low)
     image = low.hidden[0, 2:-2].float().T.reshape(1, 3, 6, 6)
     assert torch.equal(hidden[0][kept[0]], F.avg_pool2d(image, 3).flatten(2)[0].T.to(torch.bfloat16))
+
+
+# -- in the decoder
+
+
+def pooled_in_the_decoder(tokens: Tokens) -> Tokens:
+    result = reduce_tokens(load_reducer(make_rule("pooling"), "decoder"), tokens)
+    assert result.kept.sum(1).tolist() == list(tokens.counts)
+    return replace(tokens, vision=result.kept, hidden=result.hidden)
+
+
+@given(st.lists(st.lists(GRIDS, min_size=1, max_size=3).map(tuple), min_size=1, max_size=3), st.data())
+def test_the_first_layer_that_pools_does_what_the_entry_does(images, data):
+    tokens = tokens_of(images, [data.draw(st.integers(1, sum(grid.tokens for grid in grids))) for grids in images])
+    kept, hidden = reduced(tokens)
+    found = pooled_in_the_decoder(tokens)
+    assert torch.equal(found.vision, kept)
+    torch.testing.assert_close(found.hidden, hidden, atol=1e-6, rtol=0)
+
+
+@given(GRIDS, st.data())
+def test_later_layers_pool_what_is_left(grid, data):
+    first = data.draw(st.integers(1, grid.tokens))
+    second = data.draw(st.integers(1, first))
+    once = pooled_in_the_decoder(tokens_of([(grid,)], [first]))
+    twice = pooled_in_the_decoder(replace(once, keep=torch.tensor([second]), counts=(second,)))
+    assert not (twice.vision & ~once.vision).any()
+    low, high = once.hidden[once.vision].amin(0) - 1e-6, once.hidden[once.vision].amax(0) + 1e-6
+    assert ((twice.hidden[twice.vision] >= low) & (twice.hidden[twice.vision] <= high)).all()
+
+
+def test_four_means_of_four_are_the_mean_of_all():
+    tokens = tokens_of([(Grid(4, 4),)], [4])
+    once = pooled_in_the_decoder(tokens)
+    twice = pooled_in_the_decoder(replace(once, keep=torch.tensor([1]), counts=(1,)))
+    assert twice.vision[0].nonzero()[:, 0].tolist() == [2]  # of 0, 2, 8 and 10, all as far from the centre: the first
+    torch.testing.assert_close(twice.hidden[0, 2], tokens.hidden[0, 2:-2].mean(0), atol=1e-6, rtol=0)
+
+
+def test_a_region_without_a_token_leaves_its_place_to_the_next():
+    tokens = tokens_of([(Grid(1, 4),)], [2])  # regions 0-1 and 2-3
+    left = torch.zeros_like(tokens.vision)
+    left[0, [2, 3, 4]] = True
+    found = pooled_in_the_decoder(replace(tokens, vision=left & (torch.arange(8) < 4), keep=torch.tensor([2])))
+    assert found.vision[0].nonzero()[:, 0].tolist() == [2, 3]
+    found = pooled_in_the_decoder(replace(tokens, vision=left, keep=torch.tensor([2])))
+    assert found.vision[0].nonzero()[:, 0].tolist() == [2, 4]
+    torch.testing.assert_close(found.hidden[0, 2], tokens.hidden[0, 2:4].mean(0), atol=1e-6, rtol=0)

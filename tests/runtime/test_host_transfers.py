@@ -87,6 +87,7 @@ RULES: dict[str, dict[str, Any]] = {
     "pyramid-drop": {"rule": "pyramid-drop"},
     "random": {"rule": "random", "entry": "random"},
     "pooling": {"rule": "attention-rank", "entry": "pooling"},
+    "pooling in the decoder": {"rule": "pooling"},
     "sparsevlm": {"rule": "sparsevlm", "recycled": 0.5, "tokens_per_cluster": 3},
     "dart": {"rule": "dart"},
     "ficoco-l": {"rule": "ficoco-l"},

@@ -31,6 +31,7 @@ ATTENTION_RANK = {
     },
 }
 POOLING = {"name": "pooling", "version": 1, "parameters": {"positions": "keep"}}
+DIVPRUNE = {"name": "divprune", "version": 1, "parameters": {"positions": "keep", "quota": "pooled"}}
 RANDOM = {"name": "random", "version": 1, "parameters": {"quota": "pooled", "seed": 7}}
 
 
@@ -224,7 +225,7 @@ INVALID: dict[str, tuple[str, str, bool]] = {
     "rule-unknown": (rule(name="attention-rang"), "did you mean 'attention-rank'?", False),
     "rule-version-unknown": (rule(version=2), "known in version 1, but got version 2", False),
     "rule-version-zero": (rule(version=0), "decoder.rule.version: must be greater than or equal to 1", True),
-    "rule-elsewhere": (changed("decoder.rule", POOLING), "rule 'pooling' acts only at entry", False),
+    "rule-elsewhere": (changed("decoder.rule", DIVPRUNE), "rule 'divprune' acts only at entry", False),
     "entry-rule-elsewhere": (changed("decoder.entry_rule", ATTENTION_RANK), "acts only at decoder", False),
     "parameter-unknown": (
         rule(parameters=ATTENTION_RANK["parameters"] | {"temperature": 1.0}),  # type: ignore[operator]

@@ -135,7 +135,7 @@ RANDOM = '[rule]\nname = "random"\nat = "entry"\n'
         (SIGMOID + 'budget = { as = "step", layer = 2, keep = 2 }', "[search] budget.keep", "less than or equal to 1"),
         (SIGMOID + 'budget = { as = "cosine", keep = 0.5 }', "[search] budget.as", "'step' or 'uniform'"),
         ('[rule]\nname = "atention-rank"', "[rule]", "must be a known one, but got 'atention-rank'"),
-        ('[rule]\nname = "pooling"\nat = "decoder"', "[rule] at", "'pooling' acts only at entry, but got 'decoder'"),
+        ('[rule]\nname = "divprune"\nat = "decoder"', "[rule] at", "'divprune' acts only at entry, but got 'decoder'"),
         ('[rule]\nname = "random"\nat = ["entry", "vision"]', "[rule] at", "'random' acts only at entry and decoder"),
         ('[rule]\nat = "decoders"', "[rule] at", "a place must be a known one, but got 'decoders'"),
         ('[rule]\nat = "tower"', "[rule] at", "places: vision, entry, decoder"),

@@ -115,9 +115,9 @@ PRUMERGE = Declaration(
     source="LLaVA-PruMerge (arXiv 2403.15388): class attention, and clusters of nearest keys weighted with it",
     follows="the published code, which adds the nearest of all other tokens, kept ones too, times their attention; the "
     "paper's prose is a weighted average (merge 'average', here over the token and dropped ones). Not as there: the "
-    "paper's penultimate layer (the one whose features the decoder gets) for the code's last one, the mean attention of "
-    "the heads where the code has one softmax over all heads side by side, no token for all that was dropped, and the "
-    "schedule's count for the threshold on outliers",
+    "paper's penultimate layer (the one whose features the decoder gets) for the code's last one, the mean attention "
+    "of the heads where the code has one softmax over all heads side by side, no token for all that was dropped, and "
+    "the schedule's count for the threshold on outliers",
 )
 
 DIVPRUNE = Declaration(

@@ -27,8 +27,18 @@ POOLING = Declaration(
             correlate="pooling.region",
             compress="compress.given",
             reads=lambda _rule: Reads(grids=True),
-        )
+        ),
+        "decoder": Stages(
+            "pooling.beside_the_nearest",
+            correlate="pooling.nearest_of_region",
+            compress="compress.into_the_best",
+            reads=lambda _rule: Reads(grids=True),
+        ),
     },
     parameters=(POSITIONS,),
-    source="baseline of seed 001: average pooling of neighbouring patches, to the promised count",
+    source="baseline of seed 001, Algorithm 4: average pooling of neighbouring patches, to the promised count",
+    follows="the paper's average, of regions that any count allows, at the position of the central patch. Algorithm 4 "
+    "pools windows in front of one decoder layer, and as printed keeps the token of each with the largest L1 norm, not "
+    "the mean. In the decoder, a later layer pools what is left of the tokens, each counted once",
+    default_places=("entry",),
 )

@@ -58,8 +58,8 @@ VISIONTRIM = Declaration(
     follows=_FOLLOWS + "; at the entry, it is the decoder's embeddings of the instruction against projected patches, "
     "which no training has brought together; the paper takes CLIP's text encoder: text_features 'clip', which changes "
     "nothing in the decoder. Class attention is of the layer whose features the decoder gets, the penultimate one in "
-    "LLaVA. Eq. 6 takes the variance of the normalised global scores that it weighs: it is so small that, at the entry, "
-    "class attention decides almost alone",
+    "LLaVA. Eq. 6 takes the variance of the normalised global scores that it weighs: so small that class "
+    "attention decides almost alone at the entry",
     default_places=("entry", "decoder"),
 )
 
