@@ -32,18 +32,19 @@ _MEMORY = Path("/dev/shm")
 if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 * 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
-# Files with few and long tests, which wait for processes; the others, many and short, fill the gaps until the end.
-_FIRST = ("integration", "cluster", "benchmarks")
+# Files with few and long tests, which wait for processes, and then those with many families of models; the others, many
+# and short, fill the gaps until the end.
+_TURNS = {"integration": 0, "cluster": 0, "benchmarks": 0, "runtime": 1}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: not _waits(item.path))
+    items.sort(key=lambda item: _turn(item.path))
 
 
-def _waits(path: Path) -> bool:
+def _turn(path: Path) -> int:
     folders: Sequence[str] = path.relative_to(Path(__file__).parent).parts
-    return folders[0] in _FIRST
+    return _TURNS.get(folders[0], len(_TURNS))
 
 
 @pytest.hookimpl(wrapper=True)

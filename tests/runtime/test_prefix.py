@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -287,3 +288,52 @@ def test_bytes_are_those_of_all_tensors(model_of):
     small = start.bytes - held - samples * slots * width * 4 - inputs["input_ids"].numel() * (8 + 1 + 1)
     # Scores, vision marks, positions and fillers at the layer itself; the layer before holds the same tokens.
     assert small == samples * slots * (4 + 1 + 8 + 1)
+
+
+# -- what these checks are worth
+
+
+def _kept_moved(start: Prefix) -> Prefix:
+    """One token in the middle is taken for its neighbour."""
+    if start.kept is None:
+        return start
+    position = start.kept.position.clone()
+    position[:, start.kept.slots // 2] -= 1
+    return replace(start, kept=replace(start.kept, position=position))
+
+
+def _held_moved(start: Prefix) -> Prefix:
+    """The first value in the cache of the last layer in front is another."""
+    assert start.cache is not None
+    values = start.cache[-1].values.roll(1, -2)
+    return replace(start, cache=(*start.cache[:-1], replace(start.cache[-1], values=values)))
+
+
+def _ranked_otherwise(start: Prefix) -> Prefix:
+    """What every token received is its neighbour's."""
+    assert start.seen is not None
+    assert start.seen.attention is not None
+    return replace(start, seen=replace(start.seen, attention=start.seen.attention.roll(1, -1)))
+
+
+FAULTS: dict[str, Callable[[Prefix], Prefix]] = {
+    "hidden": lambda start: replace(start, hidden=start.hidden * (1 + 2**-22)),
+    "position": _kept_moved,
+    "fillers": lambda start: replace(start, kept=start.kept and replace(start.kept, valid=None)),
+    "ranking": _ranked_otherwise,
+    "cache": _held_moved,
+}
+
+
+@pytest.mark.parametrize("fault", quick_first(list(FAULTS)))
+def test_a_wrong_prefix_is_noticed(model_of, monkeypatch, fault):
+    """By a candidate of the few stages that families have."""
+    post_init = PrefixRun.__post_init__
+
+    def wrong(self: PrefixRun) -> None:
+        self.start = None if self.start is None else FAULTS[fault](self.start)
+        post_init(self)
+
+    monkeypatch.setattr(PrefixRun, "__post_init__", wrong)
+    with pytest.raises(AssertionError, match=r"^\([24], \("):
+        check_stages(model_of("llama"), tiny.batch("varying"), "attention-rank", {}, True, FEWER)
