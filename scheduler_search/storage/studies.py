@@ -6,6 +6,7 @@ Knows: that a name has one definition, and which state may follow which. Does no
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
@@ -106,8 +107,17 @@ def _refuse_other(row: StudyRow | None, definition: StudyDefinition) -> None:
             "a study keeps its definition",
             actual="another one",
             place=f"study {row.name!r}",
-            remedy="give the changed study another name",
+            remedy=f"{_pinned(row, definition)}give the changed study another name",
         )
+
+
+def _pinned(row: StudyRow, definition: StudyDefinition) -> str:
+    """How to have the recorded rule again, for a file that names no version and was written for an older one."""
+    recorded_rule = json.loads(row.definition)["rule"]
+    version = recorded_rule.get("version", 1)
+    if recorded_rule["name"] != definition.rule.name or version == definition.rule.version:
+        return ""
+    return f"rule {definition.rule.name!r} was recorded in version {version}: write version = {version} in [rule], or "
 
 
 def _known(names: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from scheduler_search.schedule.values import Reduction
 from scheduler_search.storage import StudyDatabase
 from scheduler_search.study.definition import StudyDefinition
 from scheduler_search.study.front import BaselineScore, FrontPoint
+from scheduler_search.study.rule_section import RuleSection
 from scheduler_search.study.states import (
     TRANSITIONS,
     Decision,
@@ -102,6 +103,15 @@ class StoreConformance(LeaseConformance):
         with pytest.raises(StudyConflictError, match="study keeps its definition"):
             database.check_definition(make_definition(samples=9))
         assert database.study("first").definition == study.definition
+
+    def test_a_rule_that_has_a_newer_version_since_is_named(self, database: StudyDatabase) -> None:
+        old, new = (
+            make_definition().model_copy(update={"rule": RuleSection(name="fastv", version=version)})
+            for version in (1, 2)
+        )
+        database.add_study(old)
+        with pytest.raises(StudyConflictError, match=r"rule 'fastv' was recorded in version 1: write version = 1 in"):
+            database.add_study(new)
 
     def test_checking_a_definition_writes_nothing(self, database: StudyDatabase) -> None:
         database.check_definition(make_definition())
