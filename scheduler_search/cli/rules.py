@@ -59,21 +59,22 @@ def _stages(stages: Stages) -> dict[str, str | None]:
 
 
 def _print_all(shown: Iterable[Declaration]) -> None:
+    """Three columns, so that no name is broken where a terminal is 80 columns wide."""
     console = Console()
     table = Table(title="rules", title_justify="left", show_lines=True)
-    for heading in ("rule", "acts at", "filter, correlate, compress", "parameters", "source"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("rule", "acts at"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("filter, correlate, compress; parameters; source", overflow="fold")
     for declaration in shown:
-        cells = (
-            declaration.name,
-            "\n".join(_marked(declaration, place) for place in declaration.places),
-            "\n".join(_chains(declaration)),
-            "\n".join(f"{one.name} = {one.default}" for one in declaration.parameters),
-            declaration.source,
-        )
-        table.add_row(*map(Text, cells))
+        places = "\n".join(_marked(declaration, place) for place in declaration.places)
+        table.add_row(*map(Text, (declaration.name, places, "\n".join(_summary(declaration)))))
     console.print(table)
     say(_NOTE, console)
+
+
+def _summary(declaration: Declaration) -> list[str]:
+    parameters = ", ".join(f"{one.name}={one.default}" for one in declaration.parameters)
+    return [*_chains(declaration), *([parameters] if parameters else []), declaration.source]
 
 
 def _chains(declaration: Declaration) -> list[str]:

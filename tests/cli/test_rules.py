@@ -34,6 +34,11 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch
     table = printed(monkeypatch, columns=80)
     assert "…" not in table
     assert max(map(len, table.splitlines())) <= 80
+    for declaration in declarations():
+        stages = [name for one in declaration.stages.values() for name in (one.filter, one.correlate, one.compress)]
+        parameters = [f"{one.name}={one.default}" for one in declaration.parameters]
+        for name in (declaration.name, *filter(None, stages), *parameters):
+            assert name in table, "a name is broken"
 
 
 @pytest.mark.parametrize("declaration", declarations(), ids=lambda declaration: declaration.name)
