@@ -14,10 +14,11 @@ from scheduler_search.rule import Rule
 def duplicates(tokens: Tokens, rule: Rule) -> torch.Tensor:
     """Redundancy [B, S]: the turn at which a token is chosen.
 
-    Pivots are the vision tokens and the instruction's tokens with the largest L1 norm of their key, all heads side by
-    side. Vision pivots are kept. Of the rest of the promise every pivot chooses an equal share, the first ones one
-    more: the tokens with the lowest cosine to it that are left, vision pivots first. What nobody chooses comes last,
-    by its mean cosine to the pivots.
+    Pivots are the vision tokens and the instruction's tokens with the largest Euclidean norm of their key, all heads
+    side by side: unlike the L1 norm, it is the same at every rotary position, and so under any padding. Vision pivots
+    are kept. Of the rest of the promise every pivot chooses an equal share, the first ones one more: the tokens with
+    the lowest cosine to it that are left, vision pivots first. What nobody chooses comes last, by its mean cosine to
+    the pivots.
     """
     pivots, chosen, real = _pivots(tokens, rule)
     likeness = _cosines(tokens, pivots)
@@ -38,7 +39,7 @@ def _pivots(tokens: Tokens, rule: Rule) -> tuple[torch.Tensor, torch.Tensor, tor
     A promise of fewer tokens than vision pivots has as many, and a short instruction is all pivots.
     """
     keys = required(tokens.keys, "keys").flatten(2)
-    weakness = -keys.to(torch.promote_types(keys.dtype, torch.float32)).abs().sum(dim=2)
+    weakness = -keys.to(torch.promote_types(keys.dtype, torch.float32)).norm(dim=2)
     instruction = text_slots(tokens, "instruction")
     found, real = [], []
     numbers = (tokens.keep, instruction.sum(dim=1))

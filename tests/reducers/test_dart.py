@@ -20,7 +20,7 @@ SAMPLES = [
 
 def pivots_by_loops(tokens: Tokens, sample: int, among: list[int], count: int) -> list[int]:
     assert tokens.keys is not None
-    size = {slot: float(tokens.keys[sample, slot].abs().sum()) for slot in among}
+    size = {slot: float(tokens.keys[sample, slot].norm()) for slot in among}
     return sorted(among, key=lambda slot: (-size[slot], slot))[:count]
 
 

@@ -15,7 +15,7 @@ from tests.runtime import towers
 from tests.runtime.reference_staged import StagedReference, StagedTower
 from tests.runtime.test_prefix import check_stages
 from tests.runtime.test_tower import survivors
-from tests.runtime.tiny import IMAGE, RATES, batch, build, generate, quick_first, reduction
+from tests.runtime.tiny import IMAGE, RATES, batch, build, generate, quick_first, reduction, single_of
 
 TOLERANCE = 1e-5
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,6 +44,17 @@ def test_as_the_masked_model(model_of, rule, attention, name):
     torch.testing.assert_close(logits, torch.stack(output.logits, dim=1), atol=TOLERANCE, rtol=0)
     assert torch.equal(tokens, output.sequences[:, -3:])
     assert (reference.most_merged > 1e-3) == (rule in MERGING)
+
+
+@pytest.mark.parametrize("rule", quick_first(["dart", "sparsevlm", "ficoco-l"]))
+def test_padding_does_not_matter_without_position_ids(model_of, rule):
+    """Then the rotary positions of a sample begin behind its padding."""
+    model, inputs = model_of("llama"), batch("mixed")
+    kind, settings = RULES[rule]
+    with apply_reduction(model, reduction(RATES, kind, **settings)):
+        together = model(**inputs).logits[:, -4:]
+        for row, logits in enumerate(together):
+            torch.testing.assert_close(model(**single_of(inputs, row)).logits[0, -4:], logits, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("use_cache", quick_first([False, True]))

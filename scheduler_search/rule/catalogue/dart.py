@@ -16,10 +16,11 @@ DART = Declaration(
         POSITIONS,
         QUOTA,
     ),
-    source="DART (arXiv 2502.11494, EMNLP 2025): pivots by the L1 norm of their keys, least cosine to them is kept",
+    source="DART (arXiv 2502.11494, EMNLP 2025): pivots by the norm of their keys, least cosine to them is kept",
     follows=(
-        "the published form as others describe and port it: keys with their rotary embedding, of the layer before;"
-        " cosines of hidden states; every pivot chooses an equal share in turn. Counts are exact: what does not divide"
-        " goes to the first pivots. Text pivots are of the text after the last image."
+        "the published form as others describe and port it: keys of the layer before, but by their Euclidean norm;"
+        " the L1 norm of the code, of keys with their rotary embedding, changes with the padding of a batch."
+        " Cosines are of hidden states; every pivot chooses an equal share in turn. Counts are exact: what does not"
+        " divide goes to the first pivots. Text pivots are of the text after the last image."
     ),
 )
