@@ -9,6 +9,7 @@ from rich.console import Console
 from scheduler_search.cli.render import bar_charts, interval
 from scheduler_search.rule import Rule
 from scheduler_search.schedule.document import read_document
+from scheduler_search.schedule.values import Reduction
 
 
 def show_schedule(path: Path) -> None:
@@ -17,7 +18,7 @@ def show_schedule(path: Path) -> None:
     model, reduction, provenance = document.schedule.model, document.schedule.reduction, document.provenance
     console = Console()
     console.print(f"{model.id}, revision {model.revision}, {model.architecture}, {model.decoder_layers} decoder layers")
-    console.print(f"rule: {_rule(reduction.rule)}", soft_wrap=True)
+    console.print(f"rule: {_decoder_rule(reduction)}", soft_wrap=True)
     if reduction.entry_rule is not None:
         console.print(f"entry rule: {_rule(reduction.entry_rule)}", soft_wrap=True)
     if reduction.vision is not None:
@@ -43,6 +44,13 @@ def check_schedule(path: Path) -> None:
     """Check a document and print its digest; ScheduleDocumentError if it must not be trusted."""
     document = read_document(path)
     Console().print(f"{path} is a valid schedule, digest {document.digest}", soft_wrap=True, highlight=False)
+
+
+def _decoder_rule(reduction: Reduction) -> str:
+    """A document always names one; where no layer has fewer tokens than the one before, it is never run."""
+    if len(set(reduction.keep_rates)) == 1 and (reduction.entry_rule is not None or reduction.vision is not None):
+        return "none at decoder layers"
+    return _rule(reduction.rule)
 
 
 def _rule(rule: Rule) -> str:

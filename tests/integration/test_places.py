@@ -85,6 +85,9 @@ def test_a_rule_at_the_entry(run: Run, tmp_path: Path, rule: str, decoder: str, 
     assert counts_in(document) == reduction.counts(64)
     found = [stage["name"] for stage in json.loads(run("status", "small", "--json")[1])["stages"]]
     assert found == stages[: len(found)]
+    shown = run("show", str(next((tmp_path / "schedules").rglob("*.json"))))[1]
+    assert ("rule: none at decoder layers" in shown) == (len(set(reduction.keep_rates)) == 1)
+    assert "entry rule: pooling" in shown
 
 
 @pytest.mark.parametrize(
