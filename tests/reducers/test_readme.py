@@ -19,7 +19,8 @@ from tests.reducers.synthetic import Sample, tokens_of
 
 README = (Path(scheduler_search.reducers.__file__).parent / "README.md").read_text()
 SECTION = README.split("\n## Adding a rule\n")[1]
-FILE, LINE, STAGE = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+FILE, STAGE = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
+(LINE,) = re.findall(r"```diff\n\+(.*?)```", SECTION, flags=re.DOTALL)
 (NAME,) = re.findall(r"`scheduler_search/rule/catalogue/(\w+)\.py`", SECTION)
 
 
