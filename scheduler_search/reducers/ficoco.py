@@ -17,6 +17,7 @@ from scheduler_search.reducers.attention import text_slots
 from scheduler_search.reducers.compress import averaged
 from scheduler_search.reducers.selection import quantile
 from scheduler_search.reducers.tokens import Prompt, Tokens, required
+from scheduler_search.reducers.windows import squares
 from scheduler_search.rule import Rule
 
 
@@ -116,15 +117,8 @@ def _windows(tokens: Tokens, size: int) -> torch.Tensor:
 
 
 def _windows_of_prompt(prompt: Prompt, size: int) -> npt.NDArray[np.int64]:
-    """As ``_windows``, of the slots of the prompt: [B, S0]. Windows at the right and lower borders may be smaller."""
+    """As ``_windows``, of the slots of the prompt: [B, S0]."""
     windows = np.zeros(prompt.vision.shape, dtype=np.int64)
     for sample, grids in enumerate(prompt.grids):
-        parts, first = [], 0
-        for grid in grids:
-            across = -(-grid.width // size)
-            rows, columns = np.arange(grid.height) // size, np.arange(grid.width) // size
-            parts.append((first + rows[:, None] * across + columns[None, :]).ravel())
-            first += -(-grid.height // size) * across
-        if parts:
-            windows[sample, prompt.vision[sample]] = np.concatenate(parts)
+        windows[sample, prompt.vision[sample]] = squares(grids, size)
     return windows

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scheduler_search.reducers.selection import least_redundant_first
+from scheduler_search.reducers.selection import least_redundant_first, resorted
 from scheduler_search.reducers.tokens import Prompt, Tokens
 
 Quota = Literal["pooled", "per-image"]
@@ -132,8 +132,8 @@ class Seats:
     def taken(self, redundancy: torch.Tensor, tokens: Tokens) -> torch.Tensor:
         """Place [B, S] of each token's seat: within a group, the least redundant sit on the first seats."""
         group = self.group.gather(1, tokens.position).masked_fill(~tokens.vision, self.groups)
-        order = least_redundant_first(redundancy, tokens.vision)
-        order = order.gather(1, group.gather(1, order).argsort(dim=1, stable=True))  # by group, by redundancy within
+        # By group, and by redundancy within.
+        order = resorted(least_redundant_first(redundancy, tokens.vision), group)
         ordered = group.gather(1, order)
         present = torch.zeros_like(self.first).scatter_add_(1, group, torch.ones_like(group))
         start = present.cumsum(1) - present

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from scheduler_search.reducers.quota import spread_over_images
-from scheduler_search.reducers.selection import least_redundant
+from scheduler_search.reducers.selection import least_redundant, marked_first
 from scheduler_search.reducers.tokens import Tokens
 from scheduler_search.rule import Reads, Rule
 
@@ -135,7 +135,7 @@ def fold(values: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, mos
     """
     precise = torch.promote_types(values.dtype, torch.float32)
     rows = values.reshape(*values.shape[:2], -1)
-    slots = (~targets).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+    slots = marked_first(targets, most)
     columns = weights.gather(2, slots[:, None].expand(-1, weights.shape[1], -1))
     folded = torch.matmul(columns.to(precise).transpose(1, 2), rows.to(precise)).to(values.dtype)
     index = slots[..., None].expand_as(folded)

@@ -38,6 +38,16 @@ def places(order: torch.Tensor) -> torch.Tensor:
     )
 
 
+def resorted(order: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """An ``order`` [B, S] of slots sorted anew by a ``key`` [B, S] of theirs, low first; ties stay as they were."""
+    return order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
+
+
+def marked_first(marked: torch.Tensor, most: int | None = None) -> torch.Tensor:
+    """Slots [B, most] of ``marked`` [B, S] bool, in order, then others: where all rows are looked at together."""
+    return (~marked).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+
+
 def quantile(values: torch.Tensor, among: torch.Tensor, counts: Sequence[int], share: float) -> torch.Tensor:
     """The ``share`` quantile of each row's values at the slots ``among``, linear between neighbours: [B, S].
 
@@ -66,5 +76,5 @@ def by_keys(*keys: torch.Tensor) -> torch.Tensor:
     """Redundancy [B, S] in the order of several keys [B, S], the first counting most; higher goes first."""
     order = torch.arange(keys[0].shape[1], device=keys[0].device).expand_as(keys[0])
     for key in reversed(keys):
-        order = order.gather(1, key.gather(1, order).argsort(dim=1, stable=True))
+        order = resorted(order, key)
     return places(order).to(torch.float32)  # exact: there are fewer than 2^24 slots

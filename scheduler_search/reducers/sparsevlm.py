@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from scheduler_search.reducers.compress import into_the_best
-from scheduler_search.reducers.selection import least_redundant, least_redundant_first, places
+from scheduler_search.reducers.selection import least_redundant, least_redundant_first, marked_first, places
 from scheduler_search.reducers.similarity import squared_distances
 from scheduler_search.reducers.tokens import Tokens, required
 from scheduler_search.rule import Rule
@@ -76,7 +76,7 @@ class _Recycling:
         centres, clustered = _numbers(lost, tokens.keep, rule)
         start = (tokens.keep - centres)[:, None]
         marked = (place >= start) & (place < start + clustered[:, None])
-        slots = (~marked).to(torch.int8).argsort(dim=1, stable=True)[:, : _most_clustered(tokens, rule)]
+        slots = marked_first(marked, _most_clustered(tokens, rule))
         return cls(place, slots, marked.gather(1, slots), centres)
 
     def distances(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from scheduler_search.reducers.attention import query_rows, text_slots
+from scheduler_search.reducers.selection import marked_first
 from scheduler_search.reducers.tokens import Prompt, Text, Tokens
 
 
@@ -25,7 +26,7 @@ def question(tokens: Tokens) -> Text:
     device = tokens.hidden.device
     most, fallback = tokens.prompt.once((question, device), lambda: _counts(tokens.prompt, device))
     asked = torch.where(fallback, text_slots(tokens, "all"), text_slots(tokens, "instruction"))
-    slots = torch.argsort((~asked).to(torch.int8), dim=1, stable=True)[:, :most]
+    slots = marked_first(asked, most)
     real = asked.gather(1, slots)
     values = tokens.hidden.gather(1, slots[..., None].expand(-1, -1, tokens.hidden.shape[2]))
     precise = torch.promote_types(values.dtype, torch.float32)

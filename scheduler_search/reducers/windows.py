@@ -14,7 +14,7 @@ import torch
 
 from scheduler_search.reducers.attention import least_attended
 from scheduler_search.reducers.quota import Seats, seat_levels
-from scheduler_search.reducers.selection import least_redundant_first, places
+from scheduler_search.reducers.selection import least_redundant_first, places, resorted
 from scheduler_search.reducers.tokens import Grid, Prompt, Tokens
 from scheduler_search.rule import Rule
 
@@ -26,8 +26,7 @@ def least_attended_of_window(tokens: Tokens, rule: Rule) -> torch.Tensor:
     redundancy, prompt, device = least_attended(tokens, rule), tokens.prompt, tokens.hidden.device
     seats = prompt.once((least_attended_of_window, rule, device), lambda: _seats(prompt, rule).to(device))
     level = seats.taken(redundancy, tokens)
-    order = least_redundant_first(redundancy, tokens.vision)
-    order = order.gather(1, level.gather(1, order).argsort(dim=1, stable=True))
+    order = resorted(least_redundant_first(redundancy, tokens.vision), level)
     return places(order).to(torch.float32)  # exact: there are fewer than 2^24 slots
 
 
@@ -41,7 +40,10 @@ def _seats(prompt: Prompt, rule: Rule) -> Seats:
 
 
 def squares(grids: tuple[Grid, ...], side: int) -> IntArray:
-    """The window of each token of several images, one after the other: squares of ``side`` patches, row by row."""
+    """The window of each token of several images, one after the other: squares of ``side`` patches, row by row.
+
+    Those at the right and lower borders may be smaller.
+    """
     windows, first = [np.zeros(0, dtype=np.int64)], 0
     for grid in grids:
         across = -(-grid.width // side)

@@ -15,6 +15,7 @@ import torch
 from scheduler_search.reducers import Prompt
 from scheduler_search.reducers.attention import query_rows
 from scheduler_search.reducers.raters import rater_weights
+from scheduler_search.reducers.selection import marked_first
 from scheduler_search.rule import QueryRows
 from scheduler_search.runtime.layout import Kept, gather_tokens
 
@@ -108,7 +109,7 @@ def _chosen(marked: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, 
 
     Where a sample has fewer than R, its first fills up: the row of a padding slot could see nothing at all.
     """
-    order = torch.argsort((~marked).to(torch.int8), dim=1, stable=True)
+    order = marked_first(marked)
     return torch.where(weights > 0, order[:, : weights.shape[1]], order[:, :1]), weights
 
 
