@@ -66,11 +66,15 @@ class Reads:
         return self.layer and not self.own_layer
 
 
+# Of a whole number without another bound: its square is still one that tensors hold.
+_MOST_WHOLE = 2**31 - 1
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a rule: its default, which also fixes its type, and the values that are allowed.
 
-    ``choices`` lists every allowed value; without it a number lies in [low, high].
+    ``choices`` lists every allowed value; without it a number lies in [low, high], and a whole one below 2^31.
     """
 
     name: str
@@ -97,8 +101,9 @@ class Parameter:
     def _check_range(self, value: float, place: str) -> None:
         if self.low is not None and not value >= self.low:
             raise RuleError(f"the parameter must be at least {self.low}", actual=value, place=place)
-        if self.high is not None and not value <= self.high:
-            raise RuleError(f"the parameter must be at most {self.high}", actual=value, place=place)
+        high = _MOST_WHOLE if self.high is None and isinstance(value, int) else self.high
+        if high is not None and not value <= high:
+            raise RuleError(f"the parameter must be at most {high}", actual=value, place=place)
 
 
 @dataclass(frozen=True)

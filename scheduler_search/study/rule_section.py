@@ -129,5 +129,7 @@ def _places(value: object, declaration: Declaration) -> tuple[Place, ...]:
             acts = " and ".join(declaration.places)
             remedy = "rules and their places: scheduler-search rules"
             raise broken(f"rule {declaration.name!r} acts only at {acts}", key="at", actual=repr(one), remedy=remedy)
+        if list(names).count(one) > 1:
+            raise broken("a place is named once", key="at", actual=repr(names), remedy="remove the second one")
     chosen = tuple(place for place in PLACES if place in names)
     return () if chosen == declaration.default_places else chosen

@@ -104,6 +104,8 @@ def test_a_rule_is_declared_once() -> None:
         ("random", {"seed": "one"}, "must be of type int, but got 'one'"),
         ("random", {"seed": True}, "must be of type int, but got True"),
         ("random", {"seed": -1}, "at least 0, but got -1"),
+        ("random", {"seed": 2**128}, "at most 340282366920938463463374607431768211455, but got 3"),
+        ("fastv-window", {"window": 10**10}, "at most 2147483647, but got 1"),
         ("mustdrop", {"ratio": 1}, r"of type float, but got 1 \(.*; write 1\.0"),
         ("fastv", {"query_rows": "all"}, "one of .last., .every., but got .all."),
         ("fastv", {"quota": "per-tile"}, "one of 'pooled', 'per-image', but got 'per-tile'"),

@@ -207,7 +207,7 @@ def test_where_a_rule_acts_is_part_of_what_a_study_is(tmp_path: Path) -> None:
             text + '"decoder"',
             text + '["entry"]',
             text + '["entry", "decoder"]',
-            text + '["decoder", "entry", "decoder"]',
+            text + '["decoder", "entry"]',
         )
     )
     assert plain == default

@@ -139,6 +139,7 @@ RANDOM = '[rule]\nname = "random"\nat = "entry"\n'
         ('[rule]\nname = "random"\nat = ["entry", "vision"]', "[rule] at", "'random' acts only at entry and decoder"),
         ('[rule]\nat = "decoders"', "[rule] at", "a place must be a known one, but got 'decoders'"),
         ('[rule]\nat = "tower"', "[rule] at", "places: vision, entry, decoder"),
+        ('[rule]\nname = "random"\nat = ["entry", "entry"]', "[rule] at", "a place is named once, but got"),
         ("[rule]\nat = []", "[rule] at", "at is the name of a place, or a list of them, but got []"),
         ("[rule]\nat = true", "[rule] at", "at is the name of a place, or a list of them, but got True"),
         ("[rule]\nversion = 7", "[rule]", "rule 'attention-rank' is known in version 1, but got version 7"),

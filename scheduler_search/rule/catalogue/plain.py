@@ -12,7 +12,13 @@ RANDOM = Declaration(
     version=1,
     stages={"decoder": _RANDOM, "entry": _RANDOM},
     parameters=(
-        Parameter("seed", 0, "seed of the ranking; the sample's input ids are the other half of the key", low=0),
+        Parameter(
+            "seed",
+            0,
+            "seed of the ranking; the sample's input ids are the other half of the key",
+            low=0,
+            high=2**63 - 1,
+        ),
         QUOTA,
     ),
     source="baseline of seed 001",
