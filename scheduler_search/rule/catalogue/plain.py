@@ -17,7 +17,7 @@ RANDOM = Declaration(
             0,
             "seed of the ranking; the sample's input ids are the other half of the key",
             low=0,
-            high=2**63 - 1,
+            high=2**128 - 1,
         ),
         QUOTA,
     ),
