@@ -103,9 +103,13 @@ def _rows_and_columns(prompt: Prompt) -> IntArray:
 
 def flow(tokens: Tokens, cut: Cut) -> tuple[torch.Tensor, torch.Tensor]:
     """Where each slot of the unreduced prompt goes and with what weight, both [B, S0], when grids are ``cut``."""
-    target, weight = tokens.prompt.once((cut, tokens.counts), lambda: _flow(tokens.prompt, tokens.counts, cut))
     device, precise = tokens.hidden.device, torch.promote_types(tokens.hidden.dtype, torch.float32)
-    return torch.from_numpy(target).to(device), torch.from_numpy(weight).to(device, precise)
+
+    def laid_out() -> tuple[torch.Tensor, torch.Tensor]:
+        target, weight = _flow(tokens.prompt, tokens.counts, cut)
+        return torch.from_numpy(target).to(device), torch.from_numpy(weight).to(device, precise)
+
+    return tokens.prompt.once((cut, tokens.counts, device, precise), laid_out)
 
 
 def correlation_of(target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
