@@ -7,7 +7,7 @@ has been running. Does not know: other workers, or what an answer is for.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import ray
@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from scheduler_search.cluster.asking import within
 from scheduler_search.cluster.dispatch import Unit
-from scheduler_search.cluster.worker import Answer, Fault, Hello, Where
+from scheduler_search.cluster.worker import Answer, Fault, Hello, Line, Where
 from scheduler_search.errors import SchedulerSearchError
 
 Method = Literal["where", "hello", "describe", "context", "adopt", "ping", "run", "prefill"]
@@ -57,6 +57,7 @@ class Member:
         self._actor = actor
         self._calls: deque[Call] = deque()
         self._began = 0.0
+        self._lines = 0
 
     @property
     def node(self) -> str:
@@ -106,12 +107,18 @@ class Member:
             DeadWorkerError: there will be no more answers.
         """
         call = self._calls[0]
-        call.answer = _answer(call.reference)
+        call.answer = self._heard(_answer(call.reference))
         self.device_bytes = max(self.device_bytes, call.answer.device_bytes)
         self._calls.popleft()
         # Seen no earlier than it happened, so that nobody is taken to be slower than it is.
         self._began = now
         return call
+
+    def _heard(self, answer: Answer) -> Answer:
+        """The answer with the lines that were not in another one."""
+        lines = tuple(line for line in answer.lines if line.number == 0 or line.number > self._lines)
+        self._lines = max([self._lines, *(line.number for line in lines)])
+        return replace(answer, lines=lines)
 
     def overdue(self, now: float, seconds: float) -> bool:
         """Whether it has been running a chunk for longer than that."""
@@ -129,7 +136,7 @@ def _answer(reference: Any) -> Answer:
         return Answer(None, None, (), 0)
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, SchedulerSearchError) else None
-        return Answer(None, Fault(cause, _last_line(error), str(error)), (), 0)
+        return Answer(None, Fault(cause, _last_line(error), str(error)), (Line(0, "error", str(error)),), 0)
     except RayError as error:
         raise DeadWorkerError(f"{type(error).__name__}: {_reason(error)}") from error
     if not isinstance(answer, Answer):

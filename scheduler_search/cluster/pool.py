@@ -275,10 +275,8 @@ class Pool:
             return
         answer = call.answer
         assert answer is not None
-        for level, text in answer.lines:
-            self.report(WorkerLogged(member.name, level, text))
-        if answer.fault is not None:
-            self.report(WorkerLogged(member.name, "error", answer.fault.traceback or answer.fault.text))
+        for line in answer.lines:
+            self.report(WorkerLogged(member.name, line.level, line.text))
         if call.unit is not None and not call.withdrawn:
             self._happened.append(Ran(member.name, call.unit, answer))
         elif call.method in ("where", "hello", "adopt"):

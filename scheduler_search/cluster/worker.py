@@ -45,12 +45,24 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Line:
+    """Something that was logged in a worker, counted from 1 there; 0 for what no worker said itself."""
+
+    number: int
+    level: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What a worker answers: a value or a fault, its (level, text) lines since the last answer, its peak memory."""
+    """What a worker answers: a value or a fault, its lines, faults among them, and its peak memory.
+
+    The lines of the answer before are there too: an answer to what is taken back while it is given may be lost.
+    """
 
     value: Any
     fault: Fault | None
-    lines: tuple[tuple[str, str], ...]
+    lines: tuple[Line, ...]
     device_bytes: int
 
 
@@ -101,6 +113,8 @@ class Worker:
 
     def __init__(self, definition: str, share: int = 1, make: Maker = local_executor) -> None:
         self._lines = Lines()
+        self._said: tuple[Line, ...] = ()
+        self._number = 0
         self._definition = StudyDefinition.from_json(definition, "the definition sent to a worker")
         for name in _THREAD_VARIABLES:
             # Ray sets the first to the CPUs that it reserved. Torch reads them when it is imported.
@@ -170,7 +184,13 @@ class Worker:
             fault = Fault(error, str(error), traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - told to the coordinator, which decides
             fault = Fault(None, f"{type(error).__name__}: {error}", traceback.format_exc())
-        return Answer(value, fault, self._lines.take(), self._device_bytes())
+        return Answer(value, fault, self._says(fault), self._device_bytes())
+
+    def _says(self, fault: Fault | None) -> tuple[Line, ...]:
+        taken = [*self._lines.take(), *([("error", fault.traceback)] if fault is not None else [])]
+        new = tuple(Line(self._number + index, *line) for index, line in enumerate(taken, start=1))
+        again, self._said, self._number = self._said, new, self._number + len(new)
+        return again + new
 
     def _device_bytes(self) -> int:
         peak = getattr(self._made, "peak_memory", None)

@@ -18,7 +18,7 @@ from ray.exceptions import (
 
 from scheduler_search.cluster.dispatch import Unit
 from scheduler_search.cluster.member import DeadWorkerError, Member
-from scheduler_search.cluster.worker import Answer
+from scheduler_search.cluster.worker import Answer, Line
 from scheduler_search.errors import ModelError
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction
@@ -83,7 +83,7 @@ def test_an_idle_worker_shows_that_it_is_alive_before_it_runs_anything() -> None
     worker.run(unit(1), 0.0)
     assert actor.asked == ["ping", "run", "run"]
     for _ in range(3):
-        assert worker.take(0.0).answer is ANSWER
+        assert worker.take(0.0).answer == ANSWER
     assert worker.head is None
     assert worker.device_bytes == 5
     worker.run(unit(2), 0.0)
@@ -126,6 +126,16 @@ def test_an_error_that_ray_caught_is_a_fault() -> None:
     assert second is not None
     assert second.fault is not None
     assert (second.fault.error, second.fault.text) == (None, "ValueError: no")
+
+
+def test_what_an_answer_said_that_was_lost_comes_with_the_next_and_once() -> None:
+    first, second, third = (Line(number, "warning", f"line {number}") for number in (1, 2, 3))
+    answers = (Answer(None, None, (first,), 0), TaskCancelledError(), Answer(None, None, (second, third), 0))
+    worker, _ = member(*answers, Answer(None, None, (third,), 0))
+    for _ in range(4):
+        worker.ask("run", now=0.0, unit=unit())
+    heard = [worker.take(0.0).answer for _ in range(4)]
+    assert [answer.lines for answer in heard if answer is not None] == [(first,), (), (second, third), ()]
 
 
 def test_time_counts_from_when_a_chunk_began() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_search.cluster.worker import Described, Hello, Worker
+from scheduler_search.cluster.worker import Described, Hello, Line, Worker
 from scheduler_search.errors import ModelError, WorkerMismatchError
 from scheduler_search.rule import make_rule
 from scheduler_search.schedule.values import Reduction
@@ -102,7 +102,11 @@ def test_lines_travel_with_the_next_answer(worker: Worker) -> None:
     logging.getLogger("somebody").warning("of %d", 1)
     logging.getLogger("transformers.models").error("of two")
     logging.getLogger("somebody").info("not this")
-    assert worker.ping().lines == (("warning", "of 1"), ("error", "of two"))
+    said = (Line(1, "warning", "of 1"), Line(2, "error", "of two"))
+    assert worker.ping().lines == said
+    logging.getLogger("somewhere").error("of three")
+    assert worker.ping().lines == (*said, Line(3, "error", "of three")), "the answer before may have been lost"
+    assert worker.ping().lines == (Line(3, "error", "of three"),)
     assert worker.ping().lines == ()
 
 
@@ -111,4 +115,4 @@ def test_not_all_lines_of_a_worker_that_never_stops(worker: Worker) -> None:
         logging.getLogger("somebody").warning("line %d", number)
     lines = worker.ping().lines
     assert len(lines) == 101
-    assert lines[-1] == ("warning", "150 more lines")
+    assert lines[-1] == Line(101, "warning", "150 more lines")

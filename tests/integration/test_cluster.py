@@ -176,14 +176,16 @@ def test_a_chunk_that_kills_every_worker_stops_the_study(studies: list[Study], t
 def test_an_error_in_a_chunk_is_tried_elsewhere_and_logged(studies: list[Study], tmp_path: Path) -> None:
     plant(tmp_path, "raise-2", 2)
     plant(tmp_path, "exhaust-4")
-    plant(tmp_path, "warn-5", 20)  # a chunk that is taken back too late is run twice, and what one of them said is lost
+    plant(tmp_path, "warn-5")
     study = begin(studies, tmp_path)
     study.executor.model()
     study.workers(2)
     assert study.scores(tasks()) == EXPECTED
+    # What was run although it had been taken back is told with a later answer.
+    assert study.scores(tasks()) == EXPECTED
     logged = study.of(WorkerLogged)
     assert sum("chunk 2 is cursed" in event.text for event in logged if event.level == "error") == 2
-    assert {event.level for event in logged if "chunk 5 is odd" in event.text} == {"warning"}
+    assert [event.level for event in logged if "chunk 5 is odd" in event.text] == ["warning"]
     assert any("MemoryError" in event.text for event in logged)
     assert not study.of(WorkerLost)
 
