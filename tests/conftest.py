@@ -22,9 +22,10 @@ from hypothesis import settings
 from typer import main as typer_main
 
 from scheduler_search.rule import PLACES, Declaration, Parameter, Stages, registry
+from tests.command_line import run
 from tests.postgres import _studies_database, postgres, postgres_studies_url, postgres_url
 
-__all__ = ["_studies_database", "postgres", "postgres_studies_url", "postgres_url"]
+__all__ = ["_studies_database", "postgres", "postgres_studies_url", "postgres_url", "run"]
 
 # Whoever is killed loses nothing that the operating system has, on a disk or not: nothing here cuts the power. A study
 # that waits for the disk after each of its hundred commits takes twice as long.

@@ -18,6 +18,7 @@ from huggingface_hub import constants as hub
 from transformers.utils import logging as transformers_logging
 
 from scheduler_search.errors import ModelError
+from scheduler_search.runtime.question import reason_of
 from scheduler_search.schedule.canonical import digest_of
 
 TESTBED = "testbed:"
@@ -108,11 +109,10 @@ def _check_directory(directory: Path) -> None:
 
 def loading_error(rule: str, error: Exception, checkpoint: Checkpoint) -> ModelError:
     """One line about what from_pretrained raised for a checkpoint."""
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     remedy = "check the directory: it must be one that save_pretrained wrote"
     if checkpoint.directory is None:
         remedy = "check [model] id and revision, and the network; or give a local directory"
-    return ModelError(rule, actual=reason[:200], place=checkpoint.id, remedy=remedy)
+    return ModelError(rule, actual=reason_of(error), place=checkpoint.id, remedy=remedy)
 
 
 def digests(checkpoint: Checkpoint, revision: str | None) -> tuple[str, str]:

@@ -28,7 +28,7 @@ def partners(tokens: Tokens, kept: torch.Tensor, _rule: Rule) -> torch.Tensor:
 
 def _edges(tokens: Tokens, sources: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cosine of the keys' means over heads, minus infinity wherever there is no edge."""
-    similarity = cosine(required(tokens.keys, "keys").mean(dim=2))
+    similarity = tokens.once(_edges, lambda: cosine(required(tokens.keys, "keys").mean(dim=2)))
     return similarity.masked_fill(~(sources[:, :, None] & targets[:, None, :]), float("-inf"))
 
 

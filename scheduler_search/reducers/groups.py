@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scheduler_search.reducers.quota import spread_over_images
+from scheduler_search.reducers.quota import per_image, spread_over_images
 from scheduler_search.reducers.selection import least_redundant
 from scheduler_search.reducers.tokens import Tokens, required
 from scheduler_search.rule import Rule
@@ -31,7 +31,7 @@ class Groups:
     @classmethod
     def of(cls, tokens: Tokens, rule: Rule) -> Groups:
         """One group per sample, or one per image where the rule has a quota that says so."""
-        if dict(rule.parameters).get("quota") != "per-image":
+        if not per_image(rule):
             return cls((~tokens.vision).to(torch.int64), tokens.keep[:, None])
         numbers, device = required(tokens.prompt.images, "prompt.images"), tokens.hidden.device
         most = int(numbers.max(initial=0)) + 1

@@ -113,6 +113,10 @@ class _Windows:
 
 def _merges(tokens: Tokens, side: int) -> _Merges:
     """All merges of a pyramid of windows, written at the slots that go."""
+    return tokens.once((_merges, side), lambda: _found_merges(tokens, side))
+
+
+def _found_merges(tokens: Tokens, side: int) -> _Merges:
     B, S = tokens.vision.shape
     device = tokens.hidden.device
     own = torch.arange(S, device=device).expand(B, S)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,14 @@ import torch
 
 from scheduler_search.reducers.selection import least_redundant_first, resorted
 from scheduler_search.reducers.tokens import Prompt, Tokens
+from scheduler_search.rule import Rule
 
-Quota = Literal["pooled", "per-image"]
 IntArray = npt.NDArray[np.int64]
+
+
+def per_image(rule: Rule) -> bool:
+    """Whether each image of a sample keeps its share; a rule without the parameter has no quota."""
+    return dict(rule.parameters).get("quota") == "per-image"
 
 
 def seat_places(sizes: Sequence[int]) -> IntArray:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from scheduler_search.reducers.quota import spread_over_images
+from scheduler_search.reducers.quota import per_image, spread_over_images
 from scheduler_search.reducers.selection import least_redundant, marked_first
 from scheduler_search.reducers.tokens import Tokens
 from scheduler_search.rule import Reads, Rule
@@ -55,7 +55,7 @@ class Reducer:
     @property
     def per_image(self) -> bool:
         """Whether each image of a sample keeps its share."""
-        return dict(self.rule.parameters).get("quota") == "per-image"
+        return per_image(self.rule)
 
 
 @dataclass(frozen=True)

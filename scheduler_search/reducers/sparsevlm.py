@@ -26,19 +26,20 @@ from scheduler_search.rule import Rule
 
 def unrated_or_not_a_centre(tokens: Tokens, rule: Rule) -> torch.Tensor:
     """Redundancy [B, S]: the place in the ranking by the raters' attention, but centres of clusters go last."""
-    recycling = _Recycling.of(tokens, rule)
+    recycling = tokens.once((_Recycling, rule), lambda: _Recycling.of(tokens, rule))
     ranking = recycling.place.to(torch.float32)
     if not rule.number("recycled"):
         return ranking
-    peaks = _peaks(recycling.distances(tokens.hidden), recycling.real, recycling.centres)
+    distances = tokens.once((_Recycling.distances, rule), lambda: recycling.distances(tokens.hidden))
+    peaks = _peaks(distances, recycling.real, recycling.centres)
     centres = least_redundant(-peaks, recycling.real, recycling.centres)
     return torch.where(torch.zeros_like(tokens.vision).scatter_(1, recycling.slots, centres), -1.0, ranking)
 
 
 def nearest_centre(tokens: Tokens, kept: torch.Tensor, rule: Rule) -> torch.Tensor:
     """C [B, S, S]: the squared distance from each token that is clustered to each centre, negated; else -inf."""
-    recycling = _Recycling.of(tokens, rule)
-    distances = recycling.distances(tokens.hidden)
+    recycling = tokens.once((_Recycling, rule), lambda: _Recycling.of(tokens, rule))
+    distances = tokens.once((_Recycling.distances, rule), lambda: recycling.distances(tokens.hidden))
     correlation = distances.new_full((*kept.shape, kept.shape[1]), float("-inf"))
     centres = kept.gather(1, recycling.slots) & recycling.real
     samples = torch.arange(len(kept), device=kept.device)[:, None, None]

@@ -17,6 +17,19 @@ import torch
 T = TypeVar("T")
 
 
+class Remembers:
+    """What is worked out of a value by several who look at it, worked out once."""
+
+    _memo: dict[object, object]
+
+    def once(self, key: object, compute: Callable[[], T]) -> T:
+        """``compute()``, remembered under ``key`` for as long as this value lives."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        value: T = self._memo[key]  # type: ignore[assignment]  # one key is only ever used with one type
+        return value
+
+
 @dataclass(frozen=True)
 class Grid:
     """The patches of one image, in row-major order."""
@@ -31,8 +44,10 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Remembers):
     """A batch of prompts before any reduction, on the host: counts can be planned without asking the device.
+
+    It lives for one forward pass, and so does what is remembered of it.
 
     Args:
         input_ids: [B, S0] int64.
@@ -80,13 +95,6 @@ class Prompt:
         """Tokens of each sample that are neither vision tokens nor padding."""
         return tuple(int(count) for count in (self.real & ~self.vision).sum(axis=1))
 
-    def once(self, key: object, compute: Callable[[], T]) -> T:
-        """``compute()``, remembered under ``key`` for as long as this prompt lives, which is one forward pass."""
-        if key not in self._memo:
-            self._memo[key] = compute()
-        value: T = self._memo[key]  # type: ignore[assignment]  # one key is only ever used with one type
-        return value
-
 
 @dataclass(frozen=True)
 class AttentionRows:
@@ -119,10 +127,11 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Remembers):
     """What stands in front of one layer, before its reduction. Of a tower, samples are images.
 
-    What a rule did not ask for (``Reads``) is None.
+    What a rule did not ask for (``Reads``) is None. It lives for one round of a reduction: what its filter works out
+    ``once``, its correlate finds there.
 
     Args:
         hidden: [B, S, D].
@@ -153,6 +162,8 @@ class Tokens:
     text: Text | None = None
     features: torch.Tensor | None = None
     present: tuple[int, ...] | None = None
+    # Not copied by dataclasses.replace: other tokens are other values.
+    _memo: dict[object, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 def required(view: T | None, name: str) -> T:

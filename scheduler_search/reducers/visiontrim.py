@@ -84,7 +84,7 @@ class _Question:
 def _redundancy(tokens: Tokens, rule: Rule, attention: torch.Tensor | None) -> torch.Tensor:
     groups = Groups.of(tokens, rule)
     asked = _Question.of(tokens, groups)
-    dominant = _dominant(tokens, rule, groups, attention, asked)
+    dominant = tokens.once((_dominant, rule), lambda: _dominant(tokens, rule, groups, attention, asked))
     rest = groups.member & ~dominant
     complement = highest(asked.attention(rest), rest, part_of(groups.keep.flatten(), rule.number("complement")))
     return groups.gathered(torch.where(dominant, 0.0, torch.where(complement, 1.0, 2.0)))
@@ -124,7 +124,9 @@ def _moments(values: torch.Tensor, member: torch.Tensor) -> tuple[torch.Tensor, 
 def _clusters(tokens: Tokens, kept: torch.Tensor, rule: Rule, attention: torch.Tensor | None) -> torch.Tensor:
     """Eq. 8-11, repeated: the centres that come of one iteration are those of the next."""
     groups = Groups.of(tokens, rule)
-    dominant = _dominant(tokens, rule, groups, attention, _Question.of(tokens, groups))
+    dominant = tokens.once(
+        (_dominant, rule), lambda: _dominant(tokens, rule, groups, attention, _Question.of(tokens, groups))
+    )
     centres = kept & ~groups.gathered(dominant)
     allowed = groups.together() & ~kept[:, :, None] & centres[:, None, :]
     text, vision = question(tokens), compared(tokens)

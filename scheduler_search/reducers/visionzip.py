@@ -20,7 +20,7 @@ def dominant_then_contextual(tokens: Tokens, rule: Rule) -> torch.Tensor:
     groups = Groups.of(tokens, rule)
     member, keep = groups.member, groups.keep.flatten()
     contextual = part_of(keep, rule.number("contextual"))
-    dominant = _dominant(tokens, groups, rule)
+    dominant = tokens.once((_dominant, rule), lambda: _dominant(tokens, groups, rule))
     evenly = _evenly_spaced(member & ~dominant, contextual)
     return groups.gathered(torch.where(dominant, 0.0, torch.where(evenly, 1.0, 2.0)))
 
@@ -28,7 +28,8 @@ def dominant_then_contextual(tokens: Tokens, rule: Rule) -> torch.Tensor:
 def alike_keys(tokens: Tokens, kept: torch.Tensor, rule: Rule) -> torch.Tensor:
     """C [B, S, S]: the cosine of the keys, their mean over heads, to each contextual token; else minus infinity."""
     groups = Groups.of(tokens, rule)
-    dominant = groups.gathered(_dominant(tokens, groups, rule)) & tokens.vision
+    found = tokens.once((_dominant, rule), lambda: _dominant(tokens, groups, rule))
+    dominant = groups.gathered(found) & tokens.vision
     similarity = cosine(required(tokens.keys, "keys").mean(dim=2))
     allowed = groups.together() & ~kept[:, :, None] & (kept & ~dominant)[:, None, :]
     return similarity.masked_fill(~allowed, float("-inf"))

@@ -51,6 +51,11 @@ class Kept:
         return Kept(self.position[:, :-candidates], valid, self.prompt - candidates, self.candidates - candidates)
 
 
+def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
+    """The tensor on a device; itself if it is there."""
+    return None if tensor is None else tensor.to(device)
+
+
 def gather_tokens(values: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     """``values`` [B or 1, ...] at ``index`` [B, M] along ``dim``: [B, ..., M, ...], on the device of ``values``."""
     samples, slots = index.shape

@@ -24,9 +24,10 @@ from scheduler_search.runtime.layout import (
     gather_positions,
     gather_rotary,
     gather_tokens,
+    to_device,
 )
 from scheduler_search.runtime.plan import Plan
-from scheduler_search.runtime.prefix import Prefix, PrefixRun, held_layers, kept_on, to_device
+from scheduler_search.runtime.prefix import Prefix, PrefixRun, held_layers, kept_on
 from scheduler_search.runtime.refusals import check_window
 from scheduler_search.runtime.rows import RowReader
 from scheduler_search.runtime.seen import Seen, look

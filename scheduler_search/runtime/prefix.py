@@ -20,7 +20,7 @@ from torch import nn
 
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import Prompt
-from scheduler_search.runtime.layout import Kept
+from scheduler_search.runtime.layout import Kept, to_device
 from scheduler_search.runtime.placement import execution_device
 from scheduler_search.runtime.plan import Plan
 from scheduler_search.runtime.seen import Seen
@@ -202,11 +202,6 @@ def _restore(layer: Any, held: HeldLayer, device: torch.device) -> None:
     layer.lazy_initialization(keys, values)
     layer.keys, layer.values = keys, values
     layer.kept, layer.evicted = kept_on(held.kept, device), held.evicted
-
-
-def to_device(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    """The tensor on a device; itself if it is there."""
-    return None if tensor is None else tensor.to(device)
 
 
 def kept_on(kept: Kept | None, device: torch.device) -> Kept | None:

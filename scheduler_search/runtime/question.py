@@ -138,11 +138,15 @@ def load_question_encoder(
     return QuestionEncoder(clip, tokenizer, place).to(device)
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of what the library says, or what kind of error it is."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
 def _loading_error(error: Exception, place: str) -> ModelError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return ModelError(
         "the text encoder must load",
-        actual=reason[:200],
+        actual=reason_of(error),
         place=place,
         remedy="name a CLIP model with its tokenizer and safetensors weights, on the hub or in a directory",
     )

@@ -240,6 +240,16 @@ def check_not_compiling() -> None:
         )
 
 
+def check_unscheduled(module: nn.Module, kind: type) -> None:
+    """UnsupportedError for a tower that has hooks of this kind: its features would not be what is asked for."""
+    if any(isinstance(getattr(hook, "__self__", None), kind) for hook in module._forward_hooks.values()):
+        raise UnsupportedError(
+            "features must be computed by a tower that is under no schedule",
+            actual="a model that has one",
+            remedy="compute them before the schedule is applied",
+        )
+
+
 def check_vision_mask(mask: object) -> None:
     """UnsupportedError for anything but a [B, S] tensor of bool."""
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.ndim != 2:

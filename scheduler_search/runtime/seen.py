@@ -13,6 +13,7 @@ import torch
 from scheduler_search.reducers import AttentionRows
 from scheduler_search.reducers.attention import Options, attention_matrix, attention_scores
 from scheduler_search.rule import Reads
+from scheduler_search.runtime.layout import to_device
 from scheduler_search.runtime.tap import AttentionInputs
 
 
@@ -30,7 +31,9 @@ class Seen:
         rows = self.rows
         if rows is not None:
             rows = AttentionRows(rows.values.to(device), rows.slots.to(device), rows.weights.to(device))
-        return Seen(_on(self.attention, device), rows, _on(self.keys, device), _on(self.features, device))
+        return Seen(
+            to_device(self.attention, device), rows, to_device(self.keys, device), to_device(self.features, device)
+        )
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
@@ -60,7 +63,3 @@ def look(
     return replace(
         seen, attention=torch.matmul(weights[:, None], values)[:, 0], rows=AttentionRows(values, rows, weights)
     )
-
-
-def _on(tensor: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:
-    return None if tensor is None else tensor.to(device)

@@ -29,7 +29,7 @@ from scheduler_search.rule import Rule, shrinks_images
 from scheduler_search.runtime.families import family_of
 from scheduler_search.runtime.families.tower import ScalableTower
 from scheduler_search.runtime.prompts import Asked, PromptReader
-from scheduler_search.runtime.refusals import check_not_compiling
+from scheduler_search.runtime.refusals import check_not_compiling, check_unscheduled
 from scheduler_search.runtime.views import Arrival, LeftOfImages, other_images
 from scheduler_search.schedule.counts import keep_count
 from scheduler_search.schedule.values import Reduction
@@ -302,12 +302,7 @@ def compute_smaller_features(
         UnsupportedError: a tower that cannot take smaller images, or that is under a schedule.
     """
     tower = family_of(model).scalable_tower(model)
-    if any(isinstance(getattr(hook, "__self__", None), ImageHooks) for hook in tower.module._forward_hooks.values()):
-        raise UnsupportedError(
-            "features must be computed by a tower that is under no schedule",
-            actual="a model that has one",
-            remedy="compute them before the schedule is applied",
-        )
+    check_unscheduled(tower.module, ImageHooks)
     hooks = ImageHooks(tower, asked)
     hooks.attach()
     try:

@@ -21,10 +21,9 @@ from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import AttentionRows, Prompt, Reducer, Tokens, reduce_tokens
 from scheduler_search.rule import Reads
 from scheduler_search.runtime.families import family_of
-from scheduler_search.runtime.layout import compact, gather_tokens
-from scheduler_search.runtime.prefix import to_device
+from scheduler_search.runtime.layout import compact, gather_tokens, to_device
 from scheduler_search.runtime.question import Questions
-from scheduler_search.runtime.refusals import check_not_compiling
+from scheduler_search.runtime.refusals import check_not_compiling, check_unscheduled
 from scheduler_search.runtime.seen import Seen, look
 from scheduler_search.runtime.tap import AttentionInputs, AttentionTap, Listener, subscribe, unsubscribe
 from scheduler_search.runtime.tower_plan import TowerPlan, plan_tower
@@ -280,10 +279,6 @@ class TowerRun:
         return values.new_zeros(shape).scatter_(1, index, values)
 
 
-def _is_ours(hook: object) -> bool:
-    return isinstance(getattr(hook, "__self__", None), TowerHooks)
-
-
 def _open(inputs: AttentionInputs) -> torch.Tensor:
     """The mask of a tower's attention, where every slot may see every other one: None is causal in the decoder."""
     S = inputs.query.shape[2]
@@ -316,12 +311,7 @@ def compute_features(
     plan = plan_tower(model, family_of(model), vision, wanted, None if questions is None else questions.encoder)
     if plan is None:
         return compute(), None
-    if any(_is_ours(hook) for hook in plan.tower.module._forward_pre_hooks.values()):
-        raise UnsupportedError(
-            "features must be computed by a tower that is under no schedule",
-            actual="a model that has one",
-            remedy="compute them before the schedule is applied",
-        )
+    check_unscheduled(plan.tower.module, TowerHooks)
     hooks = TowerHooks(plan)
     hooks.attach()
     try:

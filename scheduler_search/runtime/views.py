@@ -18,8 +18,7 @@ import torch
 from scheduler_search.errors import UnsupportedError
 from scheduler_search.reducers import AttentionRows, Prompt, Text
 from scheduler_search.rule import Reads
-from scheduler_search.runtime.layout import Kept, gather_tokens
-from scheduler_search.runtime.prefix import to_device
+from scheduler_search.runtime.layout import Kept, gather_tokens, to_device
 from scheduler_search.runtime.question import text_on
 from scheduler_search.runtime.seen import Seen
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from scheduler_search.cli import main
 from scheduler_search.cli.app import AlgorithmName, State
 from scheduler_search.cli.lease import wait_for_lease
 from scheduler_search.errors import LeaseHeldError
@@ -21,24 +19,7 @@ from scheduler_search.storage import StudyDatabase, leases
 from scheduler_search.study.search_section import SearchSection
 from scheduler_search.study.states import StudyRecord, StudyState
 from tests.cli.test_bad_input import JSONL, STUDY, one_line, study_file, written
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in an empty folder; returns exit code, and what it printed to stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SCHEDULER_SEARCH_DATABASE", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["scheduler-search", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return int(stopped.value.code or 0), *capsys.readouterr()
-
-    return invoke
+from tests.command_line import Run
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from scheduler_search.cli import main
+from tests.command_line import Run as Run
 from tests.integration import commands
 
 SMALL = """
@@ -32,7 +31,6 @@ iterations = 4
 """
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -44,22 +42,6 @@ def cli(tmp_path: Path) -> Cli:
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done
-
-    return invoke
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process; returns exit code, and what it printed to stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SCHEDULER_SEARCH_DATABASE", raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def invoke(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["scheduler-search", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return int(stopped.value.code or 0), *capsys.readouterr()
 
     return invoke
 

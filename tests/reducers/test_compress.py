@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from scheduler_search.reducers import Tokens
@@ -11,7 +13,7 @@ RULE = make_rule("tome")
 
 def weights_of(correlation: list[list[float]], kept: list[bool], sizes: list[float] | None) -> list[list[float]]:
     tokens: Tokens = line([[1.0]] * len(kept), sum(kept))
-    tokens = Tokens(**{**vars(tokens), "sizes": None if sizes is None else torch.tensor([sizes])})
+    tokens = replace(tokens, sizes=None if sizes is None else torch.tensor([sizes]))
     return into_the_best(tokens, torch.tensor([kept]), torch.tensor([correlation]), RULE)[0].tolist()
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from statistics import pvariance
 
 import pytest
@@ -149,7 +150,7 @@ def test_features_of_the_text_that_are_given_are_used():
     features = torch.randn(*tokens.vision.shape, 4, generator=draw, dtype=torch.float64)
     wanted = torch.stack([features[0, 5], features[1, 7]])[:, None] * 9
     text = Text(wanted, torch.ones(2, 1, dtype=torch.bool))
-    given = Tokens(**{**vars(tokens), "text": text, "features": features})
+    given = replace(tokens, text=text, features=features)
     kept = chosen("visiontrim", given, complement=1.0)
     assert 5 in kept[0]
     assert 7 in kept[1]
