@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +109,11 @@ def uniform_from_second(rate: float) -> Reduction:
 
 FULL = uniform_from_second(1.0)
 REDUCED = uniform_from_second(0.25)
+
+
+@pytest.fixture(autouse=True)
+def _threads_restored() -> Iterator[None]:
+    """An executor sets the threads of torch; the next test has those of before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

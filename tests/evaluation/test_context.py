@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +21,6 @@ from scheduler_search.study.definition import StudyDefinition
 from tests.evaluation.conftest import save_tiny_model, write_image
 
 Make = Callable[..., StudyDefinition]
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def of(study: StudyDefinition) -> tuple[str, dict[str, Any]]:

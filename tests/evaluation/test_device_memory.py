@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -33,13 +33,6 @@ BUDGETS = [
     ("90KiB", "50KiB"),
     ("50KiB", "50KiB"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def with_budgets(make: Make, device: str | int, host: str | int, **sections: Any) -> LocalExecutor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,6 @@ pytestmark = pytest.mark.slow
 __all__ = ["recorded"]
 Make = Callable[..., StudyDefinition]
 WORDS = (3, 30, 4, 90, 5, 200, 80, 31)  # of the questions; 64 vision tokens and one more come with each
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,6 @@ from scheduler_search.study.values import ChunkTask, Executor
 from tests.evaluation.conftest import FULL, REDUCED
 
 Make = Callable[..., StudyDefinition]
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def executor(definition: StudyDefinition) -> LocalExecutor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -35,13 +35,6 @@ TASKS = [
     for chunk in (0, 1)
 ]
 ANSWERS = {"max_new_tokens": 3, "metric": "fidelity"}
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def scores(worker: LocalExecutor) -> list[tuple[float, ...]]:

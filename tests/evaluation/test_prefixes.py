@@ -24,13 +24,6 @@ TRIED = (64, 40, 12, 5, 1, 0)
 LARGE = 1 << 30
 
 
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def tasks_of(worker: LocalExecutor, rule: str, shared: bool = True) -> list[list[ChunkTask]]:
     """The tasks of a search over every layer from the second, by stage, in the order in which a search has them."""
     chunks = worker.split("search").chunks

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,13 +27,6 @@ from tests.runtime.tiny import quick_first
 Make = Callable[..., StudyDefinition]
 CPU = torch.device("cpu")
 RULE = make_rule("attention-rank")
-
-
-@pytest.fixture(autouse=True)
-def _threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def reduction(rates: tuple[float, ...], entry: str | None = None, tower: float | None = None) -> Reduction:
